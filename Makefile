@@ -1,0 +1,95 @@
+# Two commands on a fresh machine: `make up` and `make test`. `make` alone explains itself.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made-from-lock
+# Arguments for `up`, `down`, `bench` and the test targets: make up ARGS="--control-planes 3"
+ARGS ?=
+
+# What `provisioner up` takes from the machine: Python, a C compiler for runc and pause, and the lab's tools.
+PACKAGES := python3 python3-venv ca-certificates gcc libc6-dev libseccomp-dev pkg-config \
+	systemd-container mmdebstrap debian-archive-keyring iproute2 procps util-linux openssh-client
+# What the tests take besides: real OpenSSH servers and users, a second opinion on certificates, a look at packet filters.
+TEST_PACKAGES := openssh-server openssl sudo nftables iptables
+
+.PHONY: help
+help: ## Show what there is
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: system
+system: ## Install the Debian packages that `up` needs, where some are missing (root)
+	@tools/install-packages $(PACKAGES)
+
+.PHONY: system-test
+system-test: ## Install the Debian packages that `up` and the tests need, where some are missing (root)
+	@tools/install-packages $(PACKAGES) $(TEST_PACKAGES)
+
+.PHONY: venv
+venv: $(STAMP) ## Make .venv from requirements.lock, with the command `provisioner` in it
+
+$(STAMP): requirements.lock pyproject.toml tools/make-venv
+	@tools/make-venv $(VENV)
+	@touch $@
+
+.PHONY: up
+up: system venv ## Lab machines, a cluster on them, and the proof that it works: make up ARGS="--control-planes 3"
+	@$(BIN)/provisioner up $(ARGS)
+
+.PHONY: down
+down: venv ## Remove the lab that `up` made: make down ARGS="--name lab"
+	@$(BIN)/provisioner lab down $(ARGS)
+
+.PHONY: lint
+lint: venv ## ruff, mypy --strict, ansible-lint (production), yamllint: all of them, then the verdict
+	@failed=""; \
+	try() { echo "lint: $$*"; "$(BIN)/$$@" || failed="$$failed $$1"; }; \
+	try ruff check --quiet .; \
+	try ruff format --quiet --check .; \
+	try mypy; \
+	try yamllint --strict .; \
+	PATH="$(CURDIR)/$(BIN):$$PATH" try ansible-lint -q; \
+	[[ -z $$failed ]] || { echo "lint: not clean:$$failed" >&2; exit 1; }
+
+.PHONY: unit
+unit: venv ## Hermetic tests, a few seconds each
+	@$(BIN)/pytest tests/unit $(ARGS)
+
+.PHONY: contract
+contract: venv ## Do Python and Ansible agree?
+	@$(BIN)/pytest tests/contract $(ARGS)
+
+.PHONY: integration
+integration: system-test venv ## Parts against real servers and lab machines
+	@$(BIN)/pytest tests/integration $(ARGS)
+
+.PHONY: e2e
+e2e: system-test venv ## Real clusters on lab machines, through the command line
+	@$(BIN)/pytest tests/e2e $(ARGS)
+
+.PHONY: test
+test: system-test venv lint ## Lint and every test, the real clusters included
+	@$(BIN)/pytest $(ARGS)
+
+.PHONY: bench
+bench: system venv ## Where each second of `up` goes
+	@$(BIN)/python bench/run.py $(ARGS)
+
+.PHONY: docs
+docs: venv ## Write the reference pages anew out of the code
+	@$(BIN)/python -m provisioner.cli.reference docs/reference/cli.md
+	@$(BIN)/provisioner schema --markdown >docs/reference/cluster-yaml.md
+
+.PHONY: lock
+lock: venv ## Make requirements.lock anew from pyproject.toml
+	@$(BIN)/uv pip compile --quiet --upgrade --no-emit-index-url --no-emit-find-links --no-header --generate-hashes \
+		--python-version 3.11 --universal --group dev pyproject.toml --output-file requirements.lock
+
+.PHONY: clean
+clean: ## Remove .venv and what the tools have left; workspaces and caches of artifacts stay
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .ansible
+	@find . -name __pycache__ -type d -not -path './workspace/*' -prune -exec rm -rf {} +

@@ -1,0 +1,114 @@
+#!/usr/bin/python
+# Apache-2.0 (see LICENSE)
+"""Read-only: what a host is, in the words of its desired state."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_state
+short_description: Read the actual state of everything that provisioner manages on a host
+description:
+  - One round trip that reads files, units, kernel settings and users; it changes nothing.
+  - The action plugin of the same name fills every option from the host's desired state.
+options:
+  files: {description: "Files: path, sha256 wanted, whether content may be shown.", type: list, elements: dict, default: []}
+  absent: {description: Paths that should not exist., type: list, elements: str, default: []}
+  units: {description: "Units to look at: name, reload_on and reads.", type: list, elements: dict, default: []}
+  sysctls: {description: Names of kernel parameters., type: list, elements: str, default: []}
+  modules: {description: Names of kernel modules., type: list, elements: str, default: []}
+  users: {description: System users that should exist., type: list, elements: str, default: []}
+author: [provisioner]
+"""
+
+EXAMPLES = r"""
+- name: Read the actual state
+  host_state:
+"""
+
+RETURN = r"""
+state: {description: "The actual state: files, units, sysctls, modules, users, kubelet_certificate.", returned: always, type: dict}
+"""
+
+import os
+import re
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.provisioner_host import HashCache, describe, describe_unit, unit_states, user_exists
+
+KUBELET_CERTIFICATE = "/var/lib/kubelet/pki/kubelet-client-current.pem"
+SHOWN_BYTES = 64 << 10
+
+
+def shown_content(path):
+    """Text of a small file, for the plan's diff."""
+    try:
+        if os.path.getsize(path) > SHOWN_BYTES:
+            return None
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def read_files(wanted):
+    """Actual files; content only of those that differ and are no secret."""
+    cache = HashCache()
+    result = {}
+    for item in wanted:
+        actual = describe(item["path"], cache)
+        # what a link leads to may be anybody's secret, and is not shown
+        if actual and actual["type"] == "file" and actual["sha256"] != item["sha256"] and item["show"]:
+            actual["content"] = shown_content(item["path"])
+        result[item["path"]] = actual
+    cache.save()
+    return result
+
+
+def read_sysctl(name):
+    """Value of a kernel parameter with single spaces, or None where the kernel has none of that name."""
+    try:
+        with open("/proc/sys/" + name.replace(".", "/"), encoding="ascii") as file:
+            return " ".join(file.read().split())
+    except OSError:
+        return None
+
+
+def kubelet_certificate():
+    """The public half of the kubelet's client certificate; the key beside it never leaves the host."""
+    try:
+        with open(KUBELET_CERTIFICATE, encoding="ascii", errors="replace") as file:
+            found = re.search(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", file.read(), re.DOTALL)
+    except OSError:
+        return None
+    return found.group(0) if found else None
+
+
+def main():
+    """Entry point."""
+    options = {
+        "files": {"type": "list", "elements": "dict", "default": []},
+        "absent": {"type": "list", "elements": "str", "default": []},
+        "units": {"type": "list", "elements": "dict", "default": []},
+        "sysctls": {"type": "list", "elements": "str", "default": []},
+        "modules": {"type": "list", "elements": "str", "default": []},
+        "users": {"type": "list", "elements": "str", "default": []},
+    }
+    module = AnsibleModule(argument_spec=options, supports_check_mode=True)
+    want = module.params
+    states = unit_states([unit["name"] for unit in want["units"]])
+    module.exit_json(
+        changed=False,
+        state={
+            "files": read_files(want["files"]),
+            "absent": [path for path in want["absent"] if os.path.lexists(path)],
+            "units": {unit["name"]: describe_unit(unit, states[unit["name"]]) for unit in want["units"]},
+            "sysctls": {name: read_sysctl(name) for name in want["sysctls"]},
+            "modules": [name for name in want["modules"] if os.path.isdir("/sys/module/" + name.replace("-", "_"))],
+            "users": [name for name in want["users"] if user_exists(name)],
+            "kubelet_certificate": kubelet_certificate(),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

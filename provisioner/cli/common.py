@@ -1,0 +1,83 @@
+"""What the commands share: the --cluster option, opening a cluster, output on the right stream."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from provisioner.config import Cluster
+from provisioner.errors import BadInput
+from provisioner.workspace import Workspace
+
+# Progress, warnings and errors go to stderr; what a script may want to read goes to stdout.
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+output = Console(highlight=False, soft_wrap=True)
+
+ClusterOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cluster",
+        "-c",
+        metavar="DIR|FILE",
+        help="cluster.yaml, or a directory with one; default: ./cluster.yaml, else the only ./workspace/*/cluster.yaml.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def find_cluster_file(given: Path | None) -> Path:
+    """The cluster.yaml meant by --cluster.
+
+    Raises:
+        BadInput: there is none, or more than one it could be.
+    """
+    if given is not None:
+        path = given / "cluster.yaml" if given.is_dir() else given
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file", hint="`provisioner init` writes a commented cluster.yaml")
+        return path
+    here = Path("cluster.yaml")
+    if here.is_file():
+        return here
+    found = sorted(Path("workspace").glob("*/cluster.yaml"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise BadInput(
+            "more than one workspace here: " + ", ".join(path.parent.name for path in found),
+            hint="name one, e.g. `--cluster " + str(found[0].parent) + "`",
+        )
+    raise BadInput(
+        "no cluster.yaml in this directory, and no workspace",
+        hint="`provisioner init` writes one; `provisioner up` builds a lab cluster with nothing prepared",
+    )
+
+
+def open_cluster(given: Path | None) -> tuple[Cluster, Workspace]:
+    """Read cluster.yaml and name its workspace.
+
+    Raises:
+        BadInput: the file is missing or wrong, or the workspace is of another version.
+    """
+    from provisioner import load  # noqa: PLC0415 - keeps `--help` and completion quick
+
+    path = find_cluster_file(given)
+    loaded = load.read(path)
+    if loaded.cluster is None or loaded.errors:
+        raise load.refusal(loaded)
+    for line in load.lines(path, loaded.warnings):
+        console.print(f"[yellow]warning:[/] {escape(line)}")
+    return loaded.cluster, Workspace.of(path, loaded.cluster.name)
+
+
+def print_json(document: object) -> None:
+    """One JSON document on stdout, for scripts."""
+    sys.stdout.write(json.dumps(document, indent=2, default=str) + "\n")

@@ -1,0 +1,89 @@
+"""`provisioner init`, `validate` and `schema`: the file before any machine is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from provisioner import init as templates
+from provisioner import schema as schemas
+from provisioner.cli.common import ClusterOption, JsonOption, console, find_cluster_file, output, print_json
+from provisioner.config import Cluster
+from provisioner.errors import BadInput, ExitCode
+from provisioner.load import Loaded, lines, read, refusal
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write it.", show_default=False)] = Path(),
+    *,
+    preset: Annotated[
+        templates.Preset, typer.Option(help="One machine with all roles, or three control planes and two workers.")
+    ] = "single",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a cluster.yaml that is there.")] = False,
+) -> None:
+    """Write a commented cluster.yaml."""
+    target, beside = templates.write(directory, preset, force=force)
+    console.print(f"wrote {escape(str(target))} and, for editors, {escape(beside.name)}")
+    console.print(f"next: put your machines under `nodes`, then `provisioner validate --cluster {escape(str(target))}`")
+
+
+def validate(*, cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
+    """Check cluster.yaml and name every problem with its line."""
+    loaded = _read(cluster, as_json=as_json)
+    if as_json:
+        print_json(_document(loaded))
+        if loaded.cluster is None:
+            raise typer.Exit(ExitCode.BAD_INPUT)
+        return
+    if loaded.cluster is None:
+        raise refusal(loaded)
+    for line in lines(loaded.file, loaded.warnings):
+        console.print(escape(line), style="yellow")
+    output.print(f"{escape(str(loaded.file))}: OK: {escape(_summary(loaded.cluster))}")
+
+
+def schema(
+    *,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference page instead.")] = False,
+) -> None:
+    """Print the JSON Schema of cluster.yaml, for editors."""
+    if markdown:
+        typer.echo(schemas.reference(), nl=False)
+    else:
+        print_json(schemas.json_schema())
+
+
+def _read(cluster: Path | None, *, as_json: bool) -> Loaded:
+    """Read the file. With --json, a file that cannot be read at all is a document with one problem too."""
+    try:
+        return read(find_cluster_file(cluster))
+    except BadInput as error:
+        if not as_json:
+            raise
+        message = "; ".join((error.message, *error.details))
+        print_json(
+            {"file": None if cluster is None else str(cluster), "valid": False, "problems": [_problem("", 0, 0, "error", message)]}
+        )
+        raise typer.Exit(ExitCode.BAD_INPUT) from None
+
+
+def _document(loaded: Loaded) -> dict[str, object]:
+    problems = [_problem(item.where, item.line, item.column, item.severity, item.message) for item in loaded.problems]
+    return {"file": str(loaded.file), "valid": loaded.cluster is not None, "problems": problems}
+
+
+def _problem(path: str, line: int, column: int, severity: str, message: str) -> dict[str, object]:
+    return {"path": path, "line": line, "column": column, "severity": severity, "message": message}
+
+
+def _summary(cluster: Cluster) -> str:
+    counts = {
+        "control plane": len(cluster.control_planes),
+        "etcd member": len(cluster.etcd_members),
+        "Kubernetes node": len(cluster.kubernetes_nodes),
+    }
+    parts = [f"{count} {what}{'' if count == 1 else 's'}" for what, count in counts.items()]
+    return f"cluster {cluster.name}, Kubernetes {cluster.kubernetes.version}, {', '.join(parts)}"

@@ -1,0 +1,105 @@
+"""`provisioner verify`."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from provisioner.cli.common import ClusterOption, JsonOption, console, open_cluster, output, print_json
+from provisioner.errors import BadInput, ExitCode
+from provisioner.report import MARKS
+from provisioner.verify.model import Level
+
+if TYPE_CHECKING:
+    from provisioner.verify import Event
+
+
+def verify(
+    cluster: ClusterOption = None,
+    *,
+    level: Annotated[Level, typer.Option("--level", help="smoke: about ten seconds; full: everything.")] = Level.SMOKE,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="ID[,ID]", help="Only these checks and what they build on; may be repeated."),
+    ] = None,
+    json: JsonOption = False,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Also write JUnit XML.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="List the checks and do nothing.")] = False,
+) -> None:
+    """Prove with the official Kubernetes client that every part of the cluster works. Exit code 5 when a check fails."""
+    from provisioner.verify import CHECKS, run, select  # noqa: PLC0415 - keeps `--help` quick
+
+    names = [name.strip() for given in only or [] for name in given.split(",") if name.strip()]
+    chosen = select(CHECKS, level, names)
+    if show:
+        for check in select(CHECKS, Level.FULL) if not names else chosen:
+            output.print(f"{check.id:20} {check.level!s:6} {check.title}", markup=False)
+        return
+    opened, workspace = open_cluster(cluster)
+    if not (workspace.pki / "cluster-ca.pem").exists():
+        raise BadInput(
+            f"{workspace.root}: this workspace has no certificates: no cluster was built from here",
+            hint="run `provisioner apply` first, or name the right workspace with --cluster",
+        )
+    if junit is not None and not junit.resolve().parent.is_dir():
+        raise BadInput(f"{junit.parent}: no such directory", hint="make it, or name another file with --junit")
+
+    from provisioner import pki  # noqa: PLC0415
+    from provisioner.ssh import Connections  # noqa: PLC0415
+
+    keys = pki.ensure(opened, workspace.pki, now=dt.datetime.now(dt.UTC))
+    with Connections(opened, workspace) as connections, _progress(len(chosen)) as on_event:
+        report = run(opened, workspace, connections, keys, level=level, only=names, on_event=on_event)
+    if junit is not None:
+        junit.write_bytes(report.to_junit())
+    workspace.record("verify", level=report.level, passed=report.passed, seconds=round(report.seconds, 2))
+    if json:
+        print_json(report.to_json())
+        if not report.passed:
+            raise typer.Exit(int(ExitCode.VERIFY_FAILED))
+        return
+    if output.is_terminal:
+        output.print(report.to_table(), soft_wrap=False)
+        output.print(report.summary(), style="bold green" if report.passed else "bold red", markup=False)
+    else:
+        for line in report.to_lines():
+            output.print(line, markup=False)
+    report.raise_if_failed()
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[Event], None]]:
+    """What is being tried: one live line on a terminal, a plain line for each check elsewhere."""
+    running: dict[str, str] = {}
+    done: list[str] = []
+
+    def note(event: Event) -> None:
+        if event.result is None:
+            running[event.check.id] = event.check.title
+        else:
+            running.pop(event.check.id, None)
+            done.append(event.check.id)
+
+    if console.is_terminal:
+        with console.status("verify") as status:
+
+            def show(event: Event) -> None:
+                note(event)
+                status.update(f"verify: {len(done)} of {total}; now: {escape(', '.join(running) or 'the last ones')}")
+
+            yield show
+        return
+
+    def tell(event: Event) -> None:
+        note(event)
+        if event.result is not None:
+            mark, _ = MARKS[event.result.outcome]
+            console.print(f"verify {len(done)}/{total} {mark} {event.check.id} ({event.result.seconds:.1f} s)", markup=False)
+
+    yield tell

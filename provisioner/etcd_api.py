@@ -1,0 +1,202 @@
+"""etcd's v3 API through its own JSON gateway, one member at a time, over SSH forwards.
+
+Requests and answers: https://etcd.io/docs/v3.6/dev-guide/api_grpc_gateway/ (64-bit numbers come as strings, bytes as base64).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import http.client
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from provisioner.config import Node
+from provisioner.errors import ProvisionerError
+from provisioner.pki import CaName
+from provisioner.tls_client import client_context
+from provisioner.topology import ETCD_CLIENT_PORT
+from provisioner.workspace import Workspace
+
+if TYPE_CHECKING:
+    from provisioner.pki import Pki
+    from provisioner.ssh import Connections
+
+# The client certificate of this program, signed by the etcd CA.
+CLIENT_LEAF = "driver-etcd-client"
+
+
+class EtcdError(ProvisionerError):
+    """An etcd member does not answer, or answers with an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One entry of the member list. ``name`` is empty until a new member has joined."""
+
+    id: int
+    name: str
+    peer_urls: tuple[str, ...]
+    client_urls: tuple[str, ...]
+    learner: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What one member says of itself.
+
+    ``leader`` is the member it believes to lead (0: none); ``revision`` the store's; sizes are in bytes.
+    """
+
+    member_id: int
+    leader: int
+    raft_term: int
+    raft_index: int
+    raft_applied_index: int
+    revision: int
+    version: str
+    db_size: int
+    db_size_in_use: int
+    learner: bool
+    errors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HashKv:
+    """Hash of every key up to a revision. Two hashes compare only where ``compact_revision`` is the same."""
+
+    hash: int
+    revision: int
+    compact_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A raised alarm, e.g. ``NOSPACE`` or ``CORRUPT``."""
+
+    member_id: int
+    alarm: str
+
+
+class EtcdApi:
+    """One etcd member. A context manager; not for several threads at once.
+
+    Args:
+        node: the member's machine.
+        workspace: where the client's key lies while it is being loaded.
+        connections: carries the forward.
+        pki: issues the client certificate.
+        timeout: seconds for each request.
+    """
+
+    def __init__(self, node: Node, workspace: Workspace, connections: Connections, pki: Pki, *, timeout: float = 5) -> None:
+        self.node = node
+        self._timeout = timeout
+        leaf = pki.leaf(CLIENT_LEAF)
+        self._context = client_context(pki.cas[CaName.ETCD].certificate, leaf.certificate, leaf.key, directory=workspace.root)
+        self._stack = contextlib.ExitStack()
+        self._forward = self._stack.enter_context(connections.forward(node, ETCD_CLIENT_PORT))
+        self._connection: http.client.HTTPSConnection | None = None
+
+    def __enter__(self) -> EtcdApi:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the connection and the forward."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self._stack.close()
+
+    def status(self) -> Status:
+        """The member's own view of the cluster."""
+        answer = self.call("/v3/maintenance/status")
+        header = answer.get("header") or {}
+        return Status(
+            member_id=int(header.get("member_id", 0)),
+            leader=int(answer.get("leader", 0)),
+            raft_term=int(answer.get("raftTerm", 0)),
+            raft_index=int(answer.get("raftIndex", 0)),
+            raft_applied_index=int(answer.get("raftAppliedIndex", 0)),
+            revision=int(header.get("revision", 0)),
+            version=str(answer.get("version", "")),
+            db_size=int(answer.get("dbSize", 0)),
+            db_size_in_use=int(answer.get("dbSizeInUse", 0)),
+            learner=bool(answer.get("isLearner", False)),
+            errors=tuple(str(error) for error in answer.get("errors") or ()),
+        )
+
+    def members(self, *, linearizable: bool = True) -> tuple[Member, ...]:
+        """The member list; without ``linearizable`` as this member knows it, which works without a quorum too."""
+        answer = self.call("/v3/cluster/member/list", {"linearizable": linearizable})
+        return tuple(
+            Member(
+                id=int(member.get("ID", 0)),
+                name=str(member.get("name", "")),
+                peer_urls=tuple(member.get("peerURLs") or ()),
+                client_urls=tuple(member.get("clientURLs") or ()),
+                learner=bool(member.get("isLearner", False)),
+            )
+            for member in answer.get("members") or ()
+        )
+
+    def hash_kv(self, revision: int) -> HashKv:
+        """Hash of the keys up to a revision, which this member must have reached already."""
+        answer = self.call("/v3/maintenance/hashkv", {"revision": str(revision)})
+        return HashKv(
+            hash=int(answer.get("hash", 0)),
+            revision=int(answer.get("hash_revision", 0)),
+            compact_revision=int(answer.get("compact_revision", 0)),
+        )
+
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Alarms that are raised on any member."""
+        answer = self.call("/v3/maintenance/alarm", {"action": "GET"})
+        return tuple(Alarm(int(alarm.get("memberID", 0)), str(alarm.get("alarm", ""))) for alarm in answer.get("alarms") or ())
+
+    def read(self, key: str) -> bytes | None:
+        """The stored bytes of one key, linearizably; None where there is none."""
+        answer = self.call("/v3/kv/range", {"key": base64.b64encode(key.encode()).decode()})
+        found = answer.get("kvs") or []
+        if not found:
+            return None
+        try:
+            return base64.b64decode(found[0].get("value", ""), validate=True)
+        except binascii.Error:
+            raise EtcdError(f"{self.node.name}: etcd answered with a value that is not base64") from None
+
+    def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """POST one request.
+
+        Raises:
+            EtcdError: no answer, or an error; names the member.
+        """
+        try:
+            if self._connection is None:
+                self._connection = http.client.HTTPSConnection(
+                    "127.0.0.1", self._forward.port, timeout=self._timeout, context=self._context
+                )
+            self._connection.request("POST", path, body=json.dumps(body or {}), headers={"Content-Type": "application/json"})
+            answer = self._connection.getresponse()
+            raw, code = answer.read(), answer.status
+        except (OSError, http.client.HTTPException) as error:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+            raise EtcdError(
+                f"{self.node.name}: etcd does not answer: {self._forward.error or f'{type(error).__name__}: {error}'}",
+                hint=f"look at `systemctl status etcd` and `journalctl -u etcd` on {self.node.name}",
+            ) from None
+        try:
+            value = json.loads(raw)
+        except ValueError:
+            value = None
+        if code != http.client.OK or not isinstance(value, dict):
+            text = value.get("message") if isinstance(value, dict) else raw.decode(errors="replace")
+            raise EtcdError(f"{self.node.name}: etcd answered {code} to {path}: {' '.join(str(text).split())[:300]}")
+        return value

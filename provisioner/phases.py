@@ -1,0 +1,180 @@
+"""The phases of `apply`, as data, and the one function that runs them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from provisioner import runner, steps
+from provisioner import session as sessions
+from provisioner.errors import BadInput
+from provisioner.events import TaskStep
+from provisioner.plays import play, refuse_failures
+from provisioner.render import ROLES
+from provisioner.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One step of `apply`. Those without ``run`` are playbooks of the same name; neighbours share one Ansible process.
+
+    ``alongside`` names a playbook phase with which this phase runs at the same time, once the one before it is through;
+    ``needs`` names one without which this phase could not do its work, so that it is never run alone.
+    """
+
+    name: str
+    title: str
+    run: Callable[[Session], Session] | None = None
+    alongside: str = ""
+    needs: str = ""
+
+
+LOOK = (
+    Phase("preflight", "Look at the machines", sessions.look),
+    Phase("artifacts", "Have every artifact at hand", sessions.fetch),
+    Phase("pki", "Issue certificates", sessions.issue),
+    Phase("state", "Compare with what is there", steps.read_state),
+)
+CHANGE = (
+    Phase("bundles", "Pack what the machines lack", sessions.pack),
+    Phase("machines", "Prepare the machines", needs="bundles"),
+    Phase("etcd", "Run etcd"),
+    Phase("control_plane", "Run the control plane"),
+    Phase("objects", "Apply the cluster's own objects", steps.apply_objects, alongside="nodes"),
+    # new kubelets join with tokens, which are objects
+    Phase("nodes", "Run the nodes", needs="objects"),
+    Phase("settle", "Wait for every node", steps.settle),
+    Phase("verify", "Prove the cluster works", steps.prove),
+)
+
+
+def run(session: Session, phases: Iterable[Phase]) -> Session:
+    """Run phases in order; playbooks next to each other in one go.
+
+    Raises:
+        ApplyError: with host, task, reason, the unit's last journal lines, and the command that continues.
+    """
+    todo = list(phases)
+    while todo:
+        phase = todo[0]
+        if phase.run is not None and not phase.alongside:
+            session = _python(session, phase)
+            todo.pop(0)
+            continue
+        batch = [phase]
+        while len(batch) < len(todo) and (todo[len(batch)].run is None or todo[len(batch)].alongside):
+            batch.append(todo[len(batch)])
+        _playbooks(session, batch)
+        todo = todo[len(batch) :]
+    return session
+
+
+def _python(session: Session, phase: Phase) -> Session:
+    assert phase.run is not None  # noqa: S101 - the caller has looked
+    session.display.start(phase.name)
+    session.workspace.record("phase", phase=phase.name, state="started")
+    try:
+        result = phase.run(session)
+    except BaseException as error:
+        session.display.finish(phase.name, state="failed")
+        session.workspace.record("phase", phase=phase.name, state="failed", error=str(error))
+        raise
+    session.display.finish(phase.name)
+    session.workspace.record("phase", phase=phase.name, state="done")
+    return result
+
+
+def _playbooks(session: Session, batch: list[Phase]) -> None:
+    """A row of playbooks, and the Python phases that run alongside them."""
+    plays = {play: phase.name for phase in batch if phase.run is None for play in runner.plays_of(phase.name)}
+    companions = {phase.alongside: _Companion(session, phase) for phase in batch if phase.run is not None}
+    order = [phase.name for phase in batch if phase.run is None]
+    current = ""
+
+    def on_step(step: TaskStep) -> None:
+        nonlocal current
+        name = plays.get(step.play, "")
+        if name and name != current:
+            if current:
+                session.display.finish(current)
+            current = name
+            session.display.start(name)
+            for phase in order[: order.index(name) + 1]:
+                if phase in companions:
+                    companions[phase].start()
+        session.display.step(step)
+
+    tally = None
+    try:
+        if order and any(session.plan.hosts_of(role.name) for role in ROLES):
+            tally = play(session, tuple(order), on_step=on_step)
+    finally:
+        # what failed alongside is the cause of what failed in the playbooks, so it is raised first
+        for companion in companions.values():
+            companion.join()
+    if current:
+        session.display.finish(current, state="failed" if tally and tally.failures else "done")
+    if tally:
+        refuse_failures(tally, session)
+    for name in order:
+        session.display.finish(name, state="skipped")
+    for companion in companions.values():
+        companion.start()
+        companion.join()
+
+
+class _Companion:
+    """A Python phase in a thread of its own, beside a playbook."""
+
+    def __init__(self, session: Session, phase: Phase) -> None:
+        self._session, self._phase = session, phase
+        self._thread = threading.Thread(target=self._run, name=phase.name, daemon=True)
+        self._started = False
+        self._error: BaseException | None = None
+
+    def start(self) -> None:
+        """Begin, once."""
+        if not self._started:
+            self._started = True
+            self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            _python(self._session, self._phase)
+        except BaseException as error:  # handed to the main thread by join()
+            self._error = error
+
+    def join(self) -> None:
+        """Wait for the end, where it has begun; raise what it raised."""
+        if self._started:
+            self._thread.join()
+        if self._error:
+            raise self._error
+
+
+def names() -> tuple[str, ...]:
+    """Every phase, for --from and --only."""
+    return tuple(phase.name for phase in CHANGE)
+
+
+def choose(*, only: str | None = None, start: str | None = None, skip_verify: bool = False) -> tuple[Phase, ...]:
+    """The phases of a run, with those that the chosen ones need.
+
+    Args:
+        only: this phase alone.
+        start: this phase and all that follow.
+        skip_verify: leave out the proof at the end.
+
+    Raises:
+        BadInput: there is no such phase.
+    """
+    for wanted in (only, start):
+        if wanted is not None and wanted not in names():
+            raise BadInput(f"there is no phase {wanted!r}", hint=f"the phases are {', '.join(names())}")
+    chosen = {only} if only else set(names()[names().index(start) :]) if start else set(names())
+    chosen |= {phase.needs for phase in CHANGE if phase.name in chosen}
+    return tuple(phase for phase in CHANGE if phase.name in chosen and not (skip_verify and phase.name == "verify"))
+
+
+__all__ = ["CHANGE", "LOOK", "Phase", "choose", "names", "run"]

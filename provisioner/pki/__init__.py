@@ -1,0 +1,34 @@
+"""The cluster's certificates and keys, made on the controller and kept in ``workspace/NAME/pki``.
+
+- ``specs``: the table of certificates: who holds which, what it says, where it lies on a node;
+- ``issue``: making one certificate, and judging whether a stored one may be used again; no files, no clock;
+- ``store``: the files on the controller: one file per node, replaced atomically, 0600;
+- ``state``: :func:`ensure`, which brings the stored PKI in line with cluster.yaml;
+- ``bundle``: :func:`bundle_for`, the only way by which key material gets to a node;
+- ``tokens``: bootstrap tokens, by which kubelets ask for their client certificates.
+"""
+
+from provisioner.pki.bundle import bundle_for
+from provisioner.pki.issue import Ca, Leaf, Lifetimes, PkiError
+from provisioner.pki.specs import CERTIFICATES, MAX_NODE_NAME, CaName, CertSpec
+from provisioner.pki.state import Issued, Pki, ServiceAccount, cluster_id, ensure
+from provisioner.pki.tokens import BootstrapToken, new_bootstrap_token
+
+__all__ = [
+    "CERTIFICATES",
+    "MAX_NODE_NAME",
+    "BootstrapToken",
+    "Ca",
+    "CaName",
+    "CertSpec",
+    "Issued",
+    "Leaf",
+    "Lifetimes",
+    "Pki",
+    "PkiError",
+    "ServiceAccount",
+    "bundle_for",
+    "cluster_id",
+    "ensure",
+    "new_bootstrap_token",
+]

@@ -1,0 +1,94 @@
+"""Playbooks against a session's machines: the inventory, how many hosts at a time, and failures as one readable error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from provisioner import inventory, runner
+from provisioner.config import Node, Role
+from provisioner.errors import ApplyError
+from provisioner.events import Failure, Tally, TaskStep
+from provisioner.session import Session
+
+# Below this many machines a change goes to one node at a time; above, to a tenth of them.
+ONE_AT_A_TIME = 10
+
+
+def unit_active(session: Session, host: str, unit: str) -> bool:
+    """Whether a unit ran on a host when its state was read."""
+    found = session.actual.get(host, {}).get("units", {}).get(unit)
+    return bool(found and found["active"])
+
+
+def pace(session: Session) -> dict[str, object]:
+    """How many hosts each play takes at a time, and whether each waits behind its gate.
+
+    What runs nowhere yet is started everywhere at once, and proved afterwards (a member alone has no quorum, a kubelet
+    without an API server no certificate). What runs is changed one host at a time, each behind its gate.
+    """
+    etcd = _running(session, "etcd.service", Role.ETCD)
+    apiserver = _running(session, "kube-apiserver.service", Role.CONTROL_PLANE)
+    nodes = len(session.cluster.kubernetes_nodes)
+    kubelet = any(unit_active(session, node.name, "kubelet.service") for node in session.cluster.kubernetes_nodes)
+    return {
+        "etcd_batch": 1 if etcd else "100%",
+        "kube_apiserver_batch": 1 if apiserver else "100%",
+        "node_batch": "100%" if not kubelet else 1 if nodes <= ONE_AT_A_TIME else "10%",
+        "node_gate": kubelet,
+    }
+
+
+def _running(session: Session, unit: str, role: Role) -> bool:
+    nodes: tuple[Node, ...] = session.cluster.nodes_with(role)
+    return any(unit_active(session, node.name, unit) for node in nodes)
+
+
+def play(session: Session, playbooks: tuple[str, ...], *, on_step: Callable[[TaskStep], None] | None = None) -> Tally:
+    """Run playbooks against the session's machines, as the plan says."""
+    interpreters = {name: facts.python for name, facts in session.facts.items()}
+    path = inventory.write(session.cluster, session.workspace, session.states, interpreters, session.plan)
+    tally = runner.play(
+        playbooks,
+        inventory=path,
+        variables=pace(session),
+        log=session.log,
+        sockets=session.sockets,
+        hosts=len(session.states),
+        on_step=on_step or session.display.step,
+    )
+    session.workspace.record(
+        "playbooks",
+        playbooks=playbooks,
+        counts={host: dict(count) for host, count in sorted(tally.counts.items())},
+        seconds={f"{play} | {task}": round(value, 2) for (play, task), value in tally.seconds.items()},
+    )
+    return tally
+
+
+def refuse_failures(tally: Tally, session: Session) -> None:
+    """Raise the run's failures as one error.
+
+    Raises:
+        ApplyError: with host, task, reason and journal of each.
+    """
+    if not tally.failures:
+        return
+    first = tally.failures[0]
+    details: list[str] = []
+    for failure in tally.failures:
+        details += _failure_lines(failure)
+    details.append(f"the whole log: {session.log}")
+    raise ApplyError(
+        f"{first.host}: {first.task or 'connect'}: {first.reason.splitlines()[0]}",
+        details=tuple(details),
+        hint=f"when it is mended, `provisioner apply --cluster {session.workspace.cluster_file}` goes on where this run stopped",
+    )
+
+
+def _failure_lines(failure: Failure) -> list[str]:
+    where = f"{failure.role} : {failure.task}" if failure.role else failure.task
+    lines = [f"{failure.host}: {where}: {'does not answer: ' if failure.unreachable else ''}{failure.reason}"]
+    if failure.journal:
+        lines.append(f"  last lines of {failure.unit} on {failure.host}:")
+        lines += [f"    {line}" for line in failure.journal]
+    return lines

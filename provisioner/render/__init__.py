@@ -1,0 +1,121 @@
+"""Desired state of every host, rendered by Python from the roles' own templates. Pure: values in, values out.
+
+layout      what each role puts where, as data
+context     the input of one host
+control_plane, machine   the roles' variables
+templates   Jinja under StrictUndefined
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from provisioner.desired import Artifact, File, HostState, Unit
+from provisioner.render.context import CachedArtifact, HostContext, Image, MachineTraits
+from provisioner.render.layout import ROLES, RoleSpec, UnitSpec
+from provisioner.render.machine import IMAGE_DIR, users_of
+from provisioner.render.templates import render, template_of
+
+__all__ = ["ROLES", "CachedArtifact", "HostContext", "Image", "MachineTraits", "render_host", "roles_of"]
+
+BOOTSTRAP_KUBECONFIG = "/etc/kubernetes/kubelet/bootstrap.kubeconfig"
+
+
+def roles_of(host: HostContext) -> tuple[RoleSpec, ...]:
+    """The roles that a machine carries, in the order they are applied."""
+    return tuple(role for role in ROLES if role.applies(host.cluster, host.node))
+
+
+def render_host(host: HostContext) -> HostState:
+    """Everything one machine shall be.
+
+    Raises:
+        jinja2.UndefinedError: a template uses a variable that is not computed (a bug; the contract tests look for it).
+        KeyError: an artifact that a role needs is not in the cache (a bug in the caller).
+    """
+    roles = roles_of(host)
+    variables = {role.name: role.variables(host) for role in roles}
+    artifacts = _artifacts(host, roles)
+    binaries = {item.path.rsplit("/", 1)[-1]: item.sha256 for item in artifacts}
+    files: list[File] = [*host.certificates, *_special_files(host, variables)]
+    units: list[Unit] = []
+    for role in roles:
+        unit_paths = {f"/etc/systemd/system/{unit.name}": unit for unit in role.units}
+        files += [
+            _render_file(role, file.path, variables[role.name], mode=file.mode, owner=file.owner, once=file.once)
+            for file in role.files
+            if file.path not in unit_paths
+        ]
+        for file in role.files:
+            if unit := unit_paths.get(file.path):
+                # the hash covers the unit file itself: rendered once without it, then with it
+                bare = _render_file(role, file.path, {**variables[role.name], "provisioner_unit_hash": ""})
+                reads = _reads(unit, files)
+                value = _unit_hash(unit, bare, reads, binaries)
+                files.append(_render_file(role, file.path, {**variables[role.name], "provisioner_unit_hash": value}))
+                places = tuple(item.path for item in artifacts if item.path.rsplit("/", 1)[-1] in unit.binaries)
+                paths = (file.path, *(item.path for item in reads), *places)
+                units.append(Unit(role.name, unit.name, value, unit.reload_on, paths))
+    base = variables["base"]
+    return HostState(
+        host=host.node.name,
+        files=tuple(files),
+        artifacts=artifacts,
+        units=tuple(units),
+        absent=() if host.bootstrap_kubeconfig or not host.node.is_kubernetes_node else (("kubelet", BOOTSTRAP_KUBECONFIG),),
+        sysctls=tuple(sorted(base["base_sysctls"].items())),  # type: ignore[attr-defined]  # a dict, by machine.base
+        modules=tuple(base["base_modules"]),  # type: ignore[arg-type]  # a list, by machine.base
+        users=tuple(user["name"] for user in users_of(host)),
+        variables={name: value for role in roles for name, value in variables[role.name].items()},
+    )
+
+
+def _render_file(
+    role: RoleSpec, path: str, variables: dict[str, object], *, mode: int = 0o644, owner: str = "root", once: bool = False
+) -> File:
+    content = render(template_of(role.name, path), variables)
+    return File(role.name, path, content, mode=mode, owner=owner, group=owner, once=once)
+
+
+def _special_files(host: HostContext, variables: dict[str, dict[str, object]]) -> list[File]:
+    """Files whose number or existence depends on the input."""
+    files = []
+    if host.bootstrap_kubeconfig:
+        files.append(File("kubelet", BOOTSTRAP_KUBECONFIG, host.bootstrap_kubeconfig, mode=0o600, secret=True))
+    mirrors = variables["containerd"]["containerd_registry_mirrors"] if "containerd" in variables else []
+    for mirror in mirrors:  # type: ignore[attr-defined]  # a list, by machine.containerd
+        content = render(template_of("containerd", "/etc/containerd/certs.d/hosts.toml"), {"containerd_mirror": mirror})
+        files.append(File("containerd", f"/etc/containerd/certs.d/{mirror['registry']}/hosts.toml", content))
+    return files
+
+
+def _artifacts(host: HostContext, roles: Iterable[RoleSpec]) -> tuple[Artifact, ...]:
+    found = []
+    for role in roles:
+        for name in role.binaries:
+            path = f"/opt/cni/bin/{name.removeprefix('cni/')}" if name.startswith("cni/") else f"/usr/local/bin/{name}"
+            found.append(_artifact(host.artifacts[name], path, 0o755))
+    if host.node.is_kubernetes_node:
+        for name, image in sorted(host.images.items()):
+            found.append(_artifact(host.artifacts[image.artifact], f"{IMAGE_DIR}/{name}.tar", 0o644))
+    return tuple(found)
+
+
+def _artifact(cached: CachedArtifact, path: str, mode: int) -> Artifact:
+    return Artifact("artifacts", path, cached.sha256, cached.size, str(cached.path), mode)
+
+
+def _reads(unit: UnitSpec, files: list[File]) -> tuple[File, ...]:
+    """The files that a unit takes in at each start; not those of a birth, which it reads once in its life."""
+    found = (file for file in files if unit.reads and file.path.startswith(unit.reads) and not file.once)
+    return tuple(sorted(found, key=lambda file: file.path))
+
+
+def _unit_hash(unit: UnitSpec, unit_file: File, reads: tuple[File, ...], binaries: dict[str, str]) -> str:
+    digest = hashlib.sha256(unit_file.content)
+    for file in reads:
+        digest.update(f"{file.path} {file.sha256}\n".encode())
+    for name in unit.binaries:
+        digest.update(f"{name} {binaries[name]}\n".encode())
+    return digest.hexdigest()[:32]

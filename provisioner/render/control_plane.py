@@ -1,0 +1,96 @@
+"""Variables of the roles that make a control plane: etcd, kube_apiserver, kube_controller_manager, kube_scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from provisioner import topology
+from provisioner.config import FlagValue
+from provisioner.render.context import HostContext
+from provisioner.render.templates import role_defaults
+
+
+def flags(*layers: Mapping[str, FlagValue]) -> dict[str, str]:
+    """Merge flag layers, later ones win; values in the form the Go components parse."""
+    merged: dict[str, FlagValue] = {}
+    for layer in layers:
+        merged.update(layer)
+    return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in merged.items()}
+
+
+def etcd(host: HostContext) -> dict[str, object]:
+    """https://etcd.io/docs/v3.6/op-guide/configuration/"""
+    cluster, ip, name = host.cluster, host.node.ip, host.node.name
+    client, peer = topology.ETCD_CLIENT_PORT, topology.ETCD_PEER_PORT
+    computed: dict[str, FlagValue] = {
+        "name": name,
+        "advertise-client-urls": f"https://{ip}:{client}",
+        "listen-client-urls": f"https://127.0.0.1:{client},https://{ip}:{client}",
+        "listen-peer-urls": f"https://{ip}:{peer}",
+        "listen-metrics-urls": f"http://127.0.0.1:{topology.ETCD_METRICS_PORT}",
+        "quota-backend-bytes": cluster.etcd.quota_backend_bytes,
+        "heartbeat-interval": cluster.etcd.heartbeat_interval,
+        "election-timeout": cluster.etcd.election_timeout,
+    }
+    return {
+        "etcd_flags": flags(role_defaults("etcd")["etcd_base_flags"], computed, cluster.etcd.flags),
+        "etcd_birth": {
+            "ETCD_INITIAL_ADVERTISE_PEER_URLS": f"https://{ip}:{peer}",
+            "ETCD_INITIAL_CLUSTER": topology.etcd_initial_cluster(cluster),
+            "ETCD_INITIAL_CLUSTER_STATE": "new",
+            "ETCD_INITIAL_CLUSTER_TOKEN": f"{cluster.name}-{host.cluster_id}",
+        },
+        "etcd_health_url": f"http://127.0.0.1:{topology.ETCD_METRICS_PORT}/readyz",
+    }
+
+
+def kube_apiserver(host: HostContext) -> dict[str, object]:
+    """https://kubernetes.io/docs/reference/command-line-tools-reference/kube-apiserver/"""
+    cluster = host.cluster
+    issuer = topology.service_account_issuer(cluster)
+    computed: dict[str, FlagValue] = {
+        "advertise-address": str(host.node.ip),
+        "etcd-servers": ",".join(topology.etcd_servers_of(cluster, host.node)),
+        "secure-port": topology.APISERVER_PORT,
+        "service-account-issuer": issuer,
+        "service-cluster-ip-range": str(cluster.network.service_cidr),
+        "service-node-port-range": cluster.network.node_port_range,
+    }
+    if len(cluster.control_planes) > 1:
+        # lets long-lived connections spread again after one server was away
+        computed["goaway-chance"] = "0.001"
+    return {
+        "kube_apiserver_flags": flags(
+            role_defaults("kube_apiserver")["kube_apiserver_base_flags"], computed, cluster.components.kube_apiserver.flags
+        ),
+        "kube_apiserver_health_url": f"https://127.0.0.1:{topology.APISERVER_PORT}/readyz",
+    }
+
+
+def kube_controller_manager(host: HostContext) -> dict[str, object]:
+    """https://kubernetes.io/docs/reference/command-line-tools-reference/kube-controller-manager/"""
+    cluster = host.cluster
+    computed: dict[str, FlagValue] = {
+        "cluster-cidr": str(cluster.network.pod_cidr),
+        "cluster-name": cluster.name,
+        "node-cidr-mask-size": cluster.network.node_prefix,
+        "service-cluster-ip-range": str(cluster.network.service_cidr),
+    }
+    return {
+        "kube_controller_manager_flags": flags(
+            role_defaults("kube_controller_manager")["kube_controller_manager_base_flags"],
+            computed,
+            cluster.components.kube_controller_manager.flags,
+        ),
+        "kube_controller_manager_health_url": f"https://127.0.0.1:{topology.CONTROLLER_MANAGER_PORT}/healthz",
+    }
+
+
+def kube_scheduler(host: HostContext) -> dict[str, object]:
+    """https://kubernetes.io/docs/reference/command-line-tools-reference/kube-scheduler/"""
+    return {
+        "kube_scheduler_flags": flags(
+            role_defaults("kube_scheduler")["kube_scheduler_base_flags"], host.cluster.components.kube_scheduler.flags
+        ),
+        "kube_scheduler_health_url": f"https://127.0.0.1:{topology.SCHEDULER_PORT}/healthz",
+    }

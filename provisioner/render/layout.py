@@ -1,0 +1,211 @@
+"""What each role puts on a machine, as data: files, units and artifacts, and on which machines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from provisioner.config import Cluster, Node, Role
+from provisioner.render import control_plane, machine
+from provisioner.render.context import HostContext
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateFile:
+    """A file rendered from the role's template of the same path."""
+
+    path: str
+    mode: int = 0o644
+    owner: str = "root"
+    once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSpec:
+    """A unit and what it depends on.
+
+    ``reads`` are path prefixes of files that it takes in at its start, ``binaries`` artifacts that it runs;
+    ``reload_on`` files that it takes in by a reload.
+    """
+
+    name: str
+    reads: tuple[str, ...] = ()
+    binaries: tuple[str, ...] = ()
+    reload_on: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSpec:
+    """One Ansible role, as the driver sees it."""
+
+    name: str
+    applies: Callable[[Cluster, Node], bool]
+    variables: Callable[[HostContext], dict[str, object]]
+    files: tuple[TemplateFile, ...] = ()
+    units: tuple[UnitSpec, ...] = ()
+    binaries: tuple[str, ...] = ()
+
+
+def _always(_cluster: Cluster, _node: Node) -> bool:
+    return True
+
+
+def _on_etcd(_cluster: Cluster, node: Node) -> bool:
+    return node.has(Role.ETCD)
+
+
+def _on_control_plane(_cluster: Cluster, node: Node) -> bool:
+    return node.has(Role.CONTROL_PLANE)
+
+
+def _on_node(_cluster: Cluster, node: Node) -> bool:
+    return node.is_kubernetes_node
+
+
+def _with_flannel(cluster: Cluster, node: Node) -> bool:
+    return node.is_kubernetes_node and cluster.network.plugin == "flannel"
+
+
+def _none(_host: HostContext) -> dict[str, object]:
+    return {}
+
+
+UNITS = "/etc/systemd/system"
+LIB = "/usr/local/lib/provisioner"
+
+ROLES: tuple[RoleSpec, ...] = (
+    RoleSpec(
+        "base",
+        _always,
+        machine.base,
+        files=(
+            TemplateFile("/etc/provisioner/cluster.json"),
+            TemplateFile("/etc/sysusers.d/provisioner.conf"),
+            TemplateFile("/etc/sysctl.d/90-provisioner.conf"),
+            TemplateFile("/etc/modules-load.d/provisioner.conf"),
+        ),
+    ),
+    RoleSpec("artifacts", _always, machine.artifacts),
+    RoleSpec("certificates", _always, _none),
+    RoleSpec(
+        "containerd",
+        _on_node,
+        machine.containerd,
+        files=(
+            TemplateFile("/etc/containerd/config.toml"),
+            TemplateFile("/etc/crictl.yaml"),
+            TemplateFile(f"{LIB}/import-images", mode=0o755),
+            TemplateFile(f"{UNITS}/containerd.service"),
+            TemplateFile(f"{UNITS}/provisioner-images.service"),
+        ),
+        units=(
+            UnitSpec("containerd.service", reads=("/etc/containerd/config.toml",), binaries=("containerd",)),
+            UnitSpec("provisioner-images.service", reads=(f"{LIB}/import-images",)),
+        ),
+        binaries=("containerd", "containerd-shim-runc-v2", "ctr", "runc", "crictl"),
+    ),
+    RoleSpec(
+        "api_proxy",
+        _on_node,
+        machine.api_proxy,
+        files=(TemplateFile("/etc/provisioner/api-proxy.cfg"), TemplateFile(f"{UNITS}/provisioner-api-proxy.service")),
+        units=(
+            UnitSpec("provisioner-api-proxy.service", reload_on=("/etc/provisioner/api-proxy.cfg", "/etc/kubernetes/pki/ca.crt")),
+        ),
+    ),
+    RoleSpec(
+        "etcd",
+        _on_etcd,
+        control_plane.etcd,
+        files=(TemplateFile("/etc/etcd/birth.env", once=True), TemplateFile(f"{UNITS}/etcd.service")),
+        units=(UnitSpec("etcd.service", reads=("/etc/etcd/pki/",), binaries=("etcd",)),),
+        binaries=("etcd", "etcdctl", "etcdutl"),
+    ),
+    RoleSpec(
+        "kube_apiserver",
+        _on_control_plane,
+        control_plane.kube_apiserver,
+        files=(
+            TemplateFile("/etc/kubernetes/kube-apiserver/admission.yaml"),
+            TemplateFile("/etc/kubernetes/kube-apiserver/audit-policy.yaml"),
+            TemplateFile("/etc/kubernetes/kube-apiserver/authentication.yaml"),
+            TemplateFile(f"{UNITS}/kube-apiserver.service"),
+        ),
+        units=(
+            UnitSpec(
+                "kube-apiserver.service",
+                reads=("/etc/kubernetes/kube-apiserver/", "/etc/kubernetes/pki/ca.crt"),
+                binaries=("kube-apiserver",),
+            ),
+        ),
+        binaries=("kube-apiserver", "kubectl"),
+    ),
+    RoleSpec(
+        "kube_controller_manager",
+        _on_control_plane,
+        control_plane.kube_controller_manager,
+        files=(TemplateFile(f"{UNITS}/kube-controller-manager.service"),),
+        units=(
+            UnitSpec(
+                "kube-controller-manager.service",
+                reads=("/etc/kubernetes/kube-controller-manager/", "/etc/kubernetes/pki/ca.crt"),
+                binaries=("kube-controller-manager",),
+            ),
+        ),
+        binaries=("kube-controller-manager",),
+    ),
+    RoleSpec(
+        "kube_scheduler",
+        _on_control_plane,
+        control_plane.kube_scheduler,
+        files=(TemplateFile(f"{UNITS}/kube-scheduler.service"),),
+        units=(
+            UnitSpec(
+                "kube-scheduler.service",
+                reads=("/etc/kubernetes/kube-scheduler/", "/etc/kubernetes/pki/ca.crt"),
+                binaries=("kube-scheduler",),
+            ),
+        ),
+        binaries=("kube-scheduler",),
+    ),
+    RoleSpec(
+        "kubelet",
+        _on_node,
+        machine.kubelet,
+        files=(TemplateFile("/etc/kubernetes/kubelet/config.yaml"), TemplateFile(f"{UNITS}/kubelet.service")),
+        units=(
+            UnitSpec(
+                "kubelet.service",
+                reads=(
+                    "/etc/kubernetes/kubelet/config.yaml",
+                    "/etc/kubernetes/kubelet/serving",
+                    "/etc/kubernetes/pki/ca.crt",
+                ),
+                binaries=("kubelet",),
+            ),
+        ),
+        binaries=("kubelet",),
+    ),
+    RoleSpec(
+        "kube_proxy",
+        _on_node,
+        machine.kube_proxy,
+        files=(TemplateFile("/etc/kubernetes/kube-proxy/config.yaml"), TemplateFile(f"{UNITS}/kube-proxy.service")),
+        units=(UnitSpec("kube-proxy.service", reads=("/etc/kubernetes/kube-proxy/",), binaries=("kube-proxy",)),),
+        binaries=("kube-proxy",),
+    ),
+    RoleSpec(
+        "network",
+        _with_flannel,
+        machine.network,
+        files=(
+            TemplateFile("/etc/kubernetes/flannel/net-conf.json"),
+            TemplateFile(f"{LIB}/write-cni-config", mode=0o755),
+            TemplateFile(f"{UNITS}/flanneld.service"),
+        ),
+        units=(
+            UnitSpec("flanneld.service", reads=("/etc/kubernetes/flannel/", f"{LIB}/write-cni-config"), binaries=("flanneld",)),
+        ),
+        binaries=("flanneld", "cni/bridge", "cni/host-local", "cni/loopback", "cni/portmap"),
+    ),
+)

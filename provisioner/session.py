@@ -1,0 +1,242 @@
+"""From cluster.yaml and the machines to their desired state: facts, artifacts, PKI, rendering. Changes nothing on a machine."""
+
+from __future__ import annotations
+
+import datetime as dt
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from provisioner import artifacts, pki, preflight, topology
+from provisioner.artifacts import Lock, bundle
+from provisioner.artifacts.lock import Arch
+from provisioner.cluster_api import ClusterApi
+from provisioner.config import Cluster, Node, Role
+from provisioner.desired import File, HostState, Shipment, save_host, save_shipment
+from provisioner.display import Display, Work
+from provisioner.facts import HostFacts, gather
+from provisioner.kubeconfig import bootstrap
+from provisioner.kubeconfig import render as render_kubeconfig
+from provisioner.pki import BootstrapToken, CaName, Pki
+from provisioner.plan import Plan
+from provisioner.render import CachedArtifact, HostContext, Image, MachineTraits, render_host
+from provisioner.rules.outside import expand
+from provisioner.ssh import Connections
+from provisioner.workspace import Workspace, write_atomic
+
+# Images by the name of their archive on the nodes, and the lock's component they come from.
+IMAGES = ("pause", "coredns", "agnhost")
+ARCHES: tuple[Arch, ...] = ("amd64", "arm64")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One run's inputs and what it has computed so far; each phase returns a new one.
+
+    ``log`` is this run's own directory, ``sockets`` the one of SSH's control sockets.
+    """
+
+    cluster: Cluster
+    workspace: Workspace
+    connections: Connections
+    lock: Lock
+    display: Display
+    log: Path
+    sockets: str
+    facts: Mapping[str, HostFacts] = field(default_factory=dict)
+    pki: Pki | None = None
+    cache: Mapping[str, Mapping[str, CachedArtifact]] = field(default_factory=dict)
+    states: Mapping[str, HostState] = field(default_factory=dict)
+    actual: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tokens: Mapping[str, BootstrapToken] = field(default_factory=dict)
+    plan: Plan = field(default_factory=Plan)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The machines of this run."""
+        return self.cluster.nodes
+
+    def the_pki(self) -> Pki:
+        """The PKI, which an earlier phase has made."""
+        if self.pki is None:
+            raise RuntimeError("the phase `pki` has not run")
+        return self.pki
+
+    def api(self, *, leaf: str = "admin") -> ClusterApi:
+        """The cluster's API through whichever control plane answers; a context manager."""
+        return ClusterApi(self.cluster, self.workspace, self.connections, self.the_pki(), leaf=leaf)
+
+
+def look(session: Session) -> Session:
+    """Facts of every machine in parallel, and whether each is fit. Changes nothing.
+
+    Raises:
+        PreflightUnfit: with every machine's every problem and its remedy.
+    """
+    facts, unreachable = gather(session.cluster, session.connections)
+    problems = preflight.check(session.cluster, facts, unreachable, cluster_id=preflight.cluster_id_of(session.workspace))
+    preflight.require_fit(problems)
+    for problem in problems:
+        if problem.severity == "warning":
+            session.display.say(f"warning: {problem.host}: {problem.message}")
+    return replace(session, facts=facts)
+
+
+def fetch(session: Session) -> Session:
+    """Every artifact that the machines' architectures and roles need, in the controller's cache."""
+    cache: dict[str, Mapping[str, CachedArtifact]] = {}
+    settings = session.cluster.artifacts
+    for arch in ARCHES:
+        roles = {role for node in session.nodes if session.facts[node.name].arch == arch for role in node.roles}
+        if not roles:
+            continue
+        wants = artifacts.wanted_for(session.cluster, session.lock, arch=arch, roles=roles)
+        files = artifacts.ensure(
+            wants,
+            session.lock,
+            sources=settings.sources,
+            mirror=_expanded(settings.mirror, session.workspace),
+            progress=Work(session.display),
+            proxy=session.cluster.http_proxy,
+        )
+        cache[arch] = {name: CachedArtifact(file.path, file.sha256, file.size) for name, file in files.items()}
+    return replace(session, cache=cache)
+
+
+def _expanded(mirror: str | None, workspace: Workspace) -> str | None:
+    """A mirror's directory is relative to cluster.yaml, wherever the command runs."""
+    if mirror is None or "://" in mirror:
+        return mirror
+    return str(expand(mirror, workspace.cluster_file.parent))
+
+
+def issue(session: Session) -> Session:
+    """Certificates, keys and the administrator's kubeconfigs."""
+    made = pki.ensure(session.cluster, session.workspace.pki, now=dt.datetime.now(dt.UTC))
+    for notice in made.notices:
+        session.display.say(f"warning: {notice}")
+    write_kubeconfigs(session.cluster, session.workspace, made)
+    return replace(session, pki=made)
+
+
+def write_kubeconfigs(cluster: Cluster, workspace: Workspace, made: Pki) -> None:
+    """The everyday administrator's kubeconfig and the break-glass one, where they differ from what is there."""
+    endpoint = cluster.control_plane_endpoint
+    server = (
+        f"https://{endpoint.host}:{endpoint.port}"
+        if endpoint
+        else f"https://{cluster.control_planes[0].ip}:{topology.APISERVER_PORT}"
+    )
+    for name, path in (("admin", workspace.kubeconfig), ("break-glass", workspace.root / "break-glass.kubeconfig")):
+        leaf = made.leaf(name)
+        content = render_kubeconfig(
+            server=server,
+            ca=made.cas[CaName.CLUSTER].certificate,
+            cluster=cluster.name,
+            user=name,
+            certificate=leaf.certificate,
+            key=leaf.key,
+        )
+        if not path.exists() or path.read_bytes() != content:
+            write_atomic(path, content)
+
+
+def render(session: Session) -> Session:
+    """Desired state of every machine, saved for the roles to place."""
+    states = {node.name: render_host(_context(session, node)) for node in session.nodes}
+    session.workspace.rendered.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for state in states.values():
+        save_host(session.workspace.rendered, state)
+    return replace(session, states=states)
+
+
+def with_tokens(session: Session, nodes: Iterable[str]) -> Session:
+    """Give a short-lived bootstrap token to each node that lacks a valid certificate, and render those anew."""
+    tokens = {name: pki.new_bootstrap_token() for name in nodes}
+    if not tokens:
+        return session
+    granted = replace(session, tokens=tokens)
+    states = {name: render_host(_context(granted, session.cluster.node(name))) for name in tokens}
+    for state in states.values():
+        save_host(session.workspace.rendered, state)
+    return replace(granted, states={**session.states, **states})
+
+
+def pack(session: Session) -> Session:
+    """INPUTS: the plan, the cache. OUTPUTS: bundles/, one for each distinct set of artifacts that some machine lacks."""
+    discard(session)
+    directory = session.workspace.root / "bundles"
+    cache = artifacts.Cache.open()
+    for name, state in session.states.items():
+        lacking = {change.what for change in session.plan.of_host(name) if change.kind == "artifact"}
+        items = tuple(item for item in state.artifacts if item.path in lacking)
+        codec: bundle.Codec = "zstd" if traits_of(session.facts[name]).zstd else "none"
+        path = bundle.write([item.sha256 for item in items], directory, codec=codec, cache=cache) if items else None
+        save_shipment(session.workspace.rendered, name, Shipment(items, str(path or ""), codec))
+    return session
+
+
+def discard(session: Session) -> None:
+    """Bundles are of use for one run only."""
+    shutil.rmtree(session.workspace.root / "bundles", ignore_errors=True)
+
+
+def _context(session: Session, node: Node) -> HostContext:
+    made = session.the_pki()
+    facts = session.facts[node.name]
+    certificates = pki.bundle_for(session.cluster, made, node)
+    if node.has(Role.CONTROL_PLANE):
+        certificates = (*certificates, encryption_file(made))
+    token = session.tokens.get(node.name)
+    kubeconfig = None
+    if token:
+        ca = made.cas[CaName.CLUSTER].certificate
+        kubeconfig = bootstrap(server=topology.API_PROXY_URL, ca=ca, cluster=session.cluster.name, token=token.text)
+    return HostContext(
+        cluster=session.cluster,
+        node=node,
+        traits=traits_of(facts),
+        cluster_id=pki.cluster_id(made),
+        certificates=certificates,
+        artifacts=session.cache[facts.arch],
+        images={name: Image(f"images/{name}.tar", session.lock.image(name, session.cluster.kubernetes.version)) for name in IMAGES},
+        bootstrap_kubeconfig=kubeconfig,
+    )
+
+
+def traits_of(facts: HostFacts) -> MachineTraits:
+    """What rendering needs of a machine's facts."""
+    return MachineTraits(
+        cgroup=facts.cgroup,
+        can_lower_oom=facts.can_lower_oom,
+        container=bool(facts.container),
+        swap=facts.swap_mib > 0,
+        zstd=facts.commands.get("zstd", False),
+        memory_mib=facts.memory_mib,
+        resolv_conf=facts.resolv_conf,
+        packages_missing=facts.packages_missing,
+    )
+
+
+def encryption_file(made: Pki) -> File:
+    """Encryption at rest: Secrets are sealed with secretbox before etcd sees them.
+
+    https://kubernetes.io/docs/tasks/administer-cluster/encrypt-data/
+    """
+    document = {
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "EncryptionConfiguration",
+        "resources": [
+            {
+                "resources": ["secrets"],
+                "providers": [{"secretbox": {"keys": [{"name": "key1", "secret": made.encryption_key}]}}, {"identity": {}}],
+            }
+        ],
+    }
+    owner = "kube-apiserver"
+    path = "/etc/kubernetes/kube-apiserver/encryption.yaml"
+    return File("certificates", path, yaml.safe_dump(document).encode(), mode=0o600, owner=owner, group=owner, secret=True)

@@ -1,0 +1,177 @@
+"""The phases that are Python: each takes a session and returns the next one. Playbooks are phases too; see phases.py."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from cryptography import x509
+
+from provisioner import cluster_api, objects, topology, verify
+from provisioner import session as sessions
+from provisioner.errors import BadInput, ProvisionerError, WaitTimeout
+from provisioner.etcd_api import EtcdApi
+from provisioner.pki import CaName
+from provisioner.plan import CLUSTER, Change, Plan, difference
+from provisioner.plays import play, refuse_failures, unit_active
+from provisioner.session import Session
+from provisioner.wait import NotYet, wait_until
+
+READY_SECONDS = 180
+
+
+def read_state(session: Session) -> Session:
+    """INPUTS: rendered/. OUTPUTS: the actual state of every machine, the plan; tokens for nodes that must join."""
+    rendered = sessions.render(session)
+    # the official client takes a second to import: now, while Ansible waits for the machines
+    threading.Thread(target=cluster_api.preload, name="import of the client", daemon=True).start()
+    tally = play(rendered, ("state",))
+    refuse_failures(tally, session)
+    actual = tally.results
+    rendered = sessions.with_tokens(rendered, _joining(rendered, actual))
+    changes: list[Change] = []
+    for name, state in rendered.states.items():
+        changes += difference(state, actual[name])
+    looked = replace(rendered, actual=actual)
+    _refuse_growth(looked)
+    changes += _cluster_changes(looked)
+    return replace(looked, plan=Plan(tuple(changes)))
+
+
+def _refuse_growth(session: Session) -> None:
+    """A member that is not on the list of a running etcd cluster cannot join it by being started.
+
+    Raises:
+        BadInput: cluster.yaml has such a member.
+    """
+    running = [node for node in session.cluster.etcd_members if unit_active(session, node.name, "etcd.service")]
+    idle = [node for node in session.cluster.etcd_members if node not in running]
+    if not running or not idle:
+        return
+    with EtcdApi(running[0], session.workspace, session.connections, session.the_pki()) as etcd:
+        listed = {url for member in etcd.members() for url in member.peer_urls}
+    strangers = [node.name for node in idle if f"https://{node.ip}:{topology.ETCD_PEER_PORT}" not in listed]
+    if strangers:
+        raise BadInput(
+            f"{', '.join(strangers)}: new etcd members of a cluster that runs already; nothing was changed",
+            hint="this version cannot add members to a running cluster: take the role `etcd` off these nodes",
+        )
+
+
+def _joining(session: Session, actual: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Nodes whose kubelet has no client certificate that the cluster's CA signed for it and that is still good."""
+    ca = session.the_pki().cas[CaName.CLUSTER].parsed
+    now = dt.datetime.now(dt.UTC)
+    joining = []
+    for node in session.cluster.kubernetes_nodes:
+        pem = actual[node.name]["kubelet_certificate"]
+        if pem is None or not _is_good(pem, ca, node.name, now):
+            joining.append(node.name)
+    return joining
+
+
+def _is_good(pem: str, ca: x509.Certificate, node: str, now: dt.datetime) -> bool:
+    try:
+        certificate = x509.load_pem_x509_certificate(pem.encode())
+        certificate.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, x509.InvalidVersion):
+        return False
+    except Exception as error:  # cryptography raises its backend's InvalidSignature here
+        if type(error).__name__ != "InvalidSignature":
+            raise
+        return False
+    named = certificate.subject.rfc4514_string()
+    return certificate.not_valid_after_utc > now and f"CN=system:node:{node}" in named.split(",")
+
+
+def _desired_objects(session: Session) -> tuple[objects.Object, ...]:
+    coredns = session.lock.image("coredns", session.cluster.kubernetes.version)
+    own = objects.cluster_objects(session.cluster, coredns_image=coredns)
+    return (*own, *objects.user_objects(session.cluster, session.workspace.cluster_file.parent))
+
+
+def _cluster_changes(session: Session) -> tuple[Change, ...]:
+    """Differences of the API's objects; of a cluster that is not there yet, all of them."""
+    desired = _desired_objects(session)
+    labels = objects.node_labels(session.cluster)
+    if not any(unit_active(session, node.name, "kube-apiserver.service") for node in session.cluster.control_planes):
+        return tuple(Change(CLUSTER, "objects", "object", objects.describe(obj), "create") for obj in (*desired, *labels))
+    with session.api() as api:
+        return objects.difference(api, (*desired, *labels))
+
+
+def apply_objects(session: Session) -> Session:
+    """INPUTS: manifests/, tokens. OUTPUTS: RBAC, policies, CoreDNS, the Secrets of bootstrap tokens."""
+    changed = session.plan.hosts_of("objects")
+    if not changed and not session.tokens:
+        return session
+    now = dt.datetime.now(dt.UTC)
+    # the break-glass identity: the binding that makes `admin` an administrator is one of these objects
+    with session.api(leaf="break-glass") as api:
+        for name, token in session.tokens.items():
+            api.apply(objects.bootstrap_secret(token, session.cluster.node(name), now))
+        if changed:
+            for obj in _desired_objects(session):
+                api.apply(obj)
+    return session
+
+
+def settle(session: Session) -> Session:
+    """INPUTS: the API. OUTPUTS: every Node registered, labelled and Ready; no bootstrap token left."""
+    expected = {node.name for node in session.cluster.kubernetes_nodes}
+    with session.api() as api:
+        labels = {obj["metadata"]["name"]: obj for obj in objects.node_labels(session.cluster)}
+        labelled: set[str] = set()
+
+        def all_ready() -> None:
+            nodes = {node["metadata"]["name"]: node for node in api.items("/api/v1/nodes")}
+            for name in sorted(expected & nodes.keys() - labelled):
+                api.apply(labels[name])
+                labelled.add(name)
+            waiting = {name: _not_ready(nodes.get(name)) for name in sorted(expected)}
+            if late := {name: why for name, why in waiting.items() if why}:
+                raise NotYet("; ".join(f"{name}: {why}" for name, why in late.items()))
+
+        try:
+            wait_until("every node Ready", all_ready, seconds=READY_SECONDS)
+        except WaitTimeout as error:
+            raise _explained(session, error) from None
+        for name, token in session.tokens.items():
+            api.delete(objects.bootstrap_secret(token, session.cluster.node(name), dt.datetime.now(dt.UTC)))
+    return session
+
+
+def _explained(session: Session, error: WaitTimeout) -> WaitTimeout:
+    """The same error with the last journal lines of the nodes that it names."""
+    details: list[str] = []
+    for node in session.cluster.kubernetes_nodes:
+        if f"{node.name}:" in error.message:
+            try:
+                tail = session.connections.run(node, "journalctl --no-pager -q -n 12 -o short-iso -u kubelet -u flanneld").text
+            except ProvisionerError as unreachable:
+                tail = unreachable.message
+            details += [f"last lines of kubelet and flanneld on {node.name}:", *(f"  {line}" for line in tail.splitlines())]
+    return WaitTimeout(
+        error.message,
+        hint=f"when it is mended, `provisioner apply --cluster {session.workspace.cluster_file}` goes on where this run stopped",
+        details=tuple(details),
+    )
+
+
+def _not_ready(node: Mapping[str, Any] | None) -> str:
+    if node is None:
+        return "not registered"
+    for condition in node["status"].get("conditions") or ():
+        if condition["type"] == "Ready":
+            return "" if condition["status"] == "True" else str(condition.get("message") or condition.get("reason"))
+    return "no Ready condition yet"
+
+
+def prove(session: Session) -> Session:
+    """INPUTS: the cluster. OUTPUTS: report.json of `verify --level smoke`; a failed check fails the run."""
+    report = verify.run(session.cluster, session.workspace, session.connections, session.the_pki())
+    report.raise_if_failed()
+    return session

@@ -1,0 +1,167 @@
+"""The directory that holds all a cluster's own files on the controller: paths, the lock, atomic writes, the journal."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import fcntl
+import getpass
+import json
+import os
+import shlex
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from provisioner.errors import BadInput, ProvisionerError
+
+# Raised when the layout below changes; a workspace of another number is refused with the way to convert it.
+LAYOUT = 1
+
+
+def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o600) -> None:
+    """Replace a file in one step: readers see the old content or the new one, also after a crash.
+
+    Args:
+        path: the file; its directory is made (0700) where it is missing.
+        data: the whole content; text is written as UTF-8.
+        mode: permissions, set before the first byte is written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    raw = data.encode() if isinstance(data, str) else data
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Paths of one cluster's files; ``root`` is a directory of mode 0700."""
+
+    root: Path
+    cluster_file: Path
+
+    @property
+    def pki(self) -> Path:
+        """CAs, leaf certificates, keys."""
+        return self.root / "pki"
+
+    @property
+    def known_hosts(self) -> Path:
+        """Host keys of this cluster's machines, in OpenSSH's format."""
+        return self.root / "known_hosts"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The everyday administrator's kubeconfig."""
+        return self.root / "admin.kubeconfig"
+
+    @property
+    def rendered(self) -> Path:
+        """Desired state per host, as the Ansible modules read it (holds secrets: 0600)."""
+        return self.root / "rendered"
+
+    @property
+    def logs(self) -> Path:
+        """One directory per run."""
+        return self.root / "logs"
+
+    @property
+    def journal(self) -> Path:
+        """What happened, one JSON object a line; tells, never decides."""
+        return self.root / "journal.jsonl"
+
+    @classmethod
+    def of(cls, cluster_file: Path, name: str) -> Workspace:
+        """The workspace that belongs to a cluster.yaml: its own directory where that is ``workspace/NAME`` already (as for
+        labs), else ``workspace/NAME`` beside it.
+
+        Raises:
+            BadInput: the workspace was made by another version of this program.
+        """
+        home = cluster_file.resolve().parent
+        inside = home.name == name and home.parent.name == "workspace"
+        root = home if inside else home / "workspace" / name
+        workspace = cls(root=root, cluster_file=cluster_file.resolve())
+        workspace._check_layout()
+        return workspace
+
+    def _check_layout(self) -> None:
+        marker = self.root / "layout"
+        if not self.root.exists() or (not marker.exists() and not (self.root / "pki").exists()):
+            return
+        found = marker.read_text().strip() if marker.exists() else "0"
+        if found != str(LAYOUT):
+            raise BadInput(
+                f"{self.root}: this workspace has layout {found or 'of no number'}, this version reads layout {LAYOUT}",
+                hint="use the version of provisioner that made it, or move the directory away to start anew",
+            )
+
+    def create(self) -> None:
+        """Make the directory (0700) and its layout marker; harmless when they are there."""
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not (self.root / "layout").exists():
+            write_atomic(self.root / "layout", f"{LAYOUT}\n", mode=0o644)
+
+    def record(self, event: str, **values: object) -> None:
+        """Append one line to the journal."""
+        self.create()
+        line = json.dumps({"time": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"), "event": event, **values})
+        handle = os.open(self.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(handle, "a") as file:
+            file.write(line + "\n")
+
+    @contextlib.contextmanager
+    def lock(self, command: str) -> Iterator[None]:
+        """Hold the workspace for one command. The kernel drops the lock with the process, so a killed run leaves none behind.
+
+        Raises:
+            ProvisionerError: another process holds it; the message names holder, command and age.
+        """
+        self.create()
+        path = self.root / "lock"
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ProvisionerError(
+                    f"{self.root}: in use by {_holder(path)}",
+                    hint="wait for that command to end; the lock goes with its process",
+                ) from None
+            os.ftruncate(handle, 0)
+            holder = {
+                "pid": os.getpid(),
+                "user": getpass.getuser(),
+                "host": socket.gethostname(),
+                "command": command,
+                "argv": shlex.join(sys.argv),
+                "since": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            }
+            os.pwrite(handle, json.dumps(holder).encode(), 0)
+            yield
+        finally:
+            os.close(handle)
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text())
+        age = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(holder["since"])
+        return (
+            f"`provisioner {holder['command']}` (process {holder['pid']} of {holder['user']} on {holder['host']}, "
+            f"for {int(age.total_seconds())} s)"
+        )
+    except (OSError, ValueError, KeyError):
+        return "another process that is just starting"

@@ -1,0 +1,263 @@
+"""Every template of every role renders under StrictUndefined, for every kind of machine and every setting that templates see."""
+
+from __future__ import annotations
+
+import configparser
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import jinja2
+import pytest
+import yaml
+
+from provisioner.config import Cluster
+from provisioner.desired import File, HostState, load_host, save_host
+from provisioner.pki import Pki
+from provisioner.render import ROLES, HostContext, Image, render_host, roles_of
+from provisioner.render.templates import render, template_of, templates_of
+
+MakeCluster = Callable[..., Cluster]
+MakeHost = Callable[..., HostContext]
+
+KINDS = ("cp-etcd", "cp", "etcd", "worker", "every-role")
+NETWORKS = {
+    "vxlan": {"backend": "vxlan"},
+    "host-gw": {"backend": "host-gw"},
+    "none": {"plugin": "none"},
+}
+MIRRORS = {
+    "containerd": {"registryMirrors": [{"registry": "docker.io", "endpoints": ["https://m1.example", "https://m2.example"]}]}
+}
+HTTP_PROXY = {
+    "httpProxy": {"http": "http://proxy.example:3128", "https": "http://proxy.example:3128", "noProxy": ["intra.example"]}
+}
+TRAITS: tuple[dict[str, object], ...] = (
+    {},
+    {"cgroup": 1, "can_lower_oom": False, "container": True, "swap": True, "resolv_conf": "/run/systemd/resolve/resolv.conf"},
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("proxy_mode", ["nftables", "iptables"])
+def test_every_machine_renders_with_every_setting(
+    make_cluster: MakeCluster, make_host: MakeHost, kind: str, network: str, proxy_mode: str
+) -> None:
+    for traits, mirrors, proxy, bootstrap in itertools.product(TRAITS, ({}, MIRRORS), ({}, HTTP_PROXY), (None, b"kubeconfig")):
+        cluster = make_cluster(network={**NETWORKS[network], "proxyMode": proxy_mode}, **mirrors, **proxy)
+        host = make_host(kind, cluster, traits=traits, bootstrap_kubeconfig=bootstrap)
+        state = render_host(host)
+        _check_well_formed(state)
+        roles = {role.name for role in roles_of(host)}
+        assert ("network" in roles) == (network != "none" and kind != "etcd")
+        assert ("etcd" in roles) == (kind in ("cp-etcd", "etcd", "every-role"))
+        assert ("kubelet" in roles) == (kind != "etcd")
+        text = {file.path: file.content.decode() for file in state.files}
+        if "containerd" in roles:
+            assert ("/etc/containerd/certs.d/docker.io/hosts.toml" in text) == bool(mirrors)
+            assert ("HTTPS_PROXY=http://proxy.example:3128" in text["/etc/systemd/system/containerd.service"]) == bool(proxy)
+            assert f"SystemdCgroup = {'false' if traits else 'true'}" in text["/etc/containerd/config.toml"]
+        if "kubelet" in roles:
+            settings = yaml.safe_load(text["/etc/kubernetes/kubelet/config.yaml"])
+            assert settings.get("failCgroupV1") == (False if traits else None)
+            assert yaml.safe_load(text["/etc/kubernetes/kube-proxy/config.yaml"])["mode"] == proxy_mode
+            token = next((file for file in state.files if file.path.endswith("bootstrap.kubeconfig")), None)
+            assert (token is not None) == bool(bootstrap)
+            assert token is None or (token.secret and token.mode == 0o600)
+            # a token that is no longer needed is taken away
+            assert any(path.endswith("bootstrap.kubeconfig") for _, path in state.absent) == (not bootstrap)
+
+
+def _check_well_formed(state: HostState) -> None:
+    """What can be said of any machine's files: each parses in its own format, and nothing stands twice."""
+    paths = [file.path for file in state.files] + [item.path for item in state.artifacts]
+    assert len(paths) == len(set(paths))
+    for file in state.files:
+        text = file.content.decode()
+        assert text.endswith("\n") or file.secret, file.path
+        assert not re.search(r"\{[{%]", text), file.path
+        # (the audit policy has a level of that name)
+        assert not re.search(r"=None\b|(?<!level): None\b", text), f"{file.path}: a value that is not set was rendered"
+        if file.role == "certificates":
+            continue
+        if file.path.endswith((".yaml", ".yml")):
+            assert isinstance(yaml.safe_load(text), dict), file.path
+        elif file.path.endswith(".json"):
+            assert isinstance(json.loads(text), dict), file.path
+        elif file.path.endswith(".service"):
+            _check_unit_file(file)
+        elif text.startswith("#!"):
+            assert file.mode == 0o755, file.path
+
+
+def _check_unit_file(file: File) -> None:
+    unit = configparser.RawConfigParser(strict=False, interpolation=None, allow_no_value=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # systemd's keys are case-sensitive
+    unit.read_string(re.sub(r" \\\n\s*", " ", file.content.decode()))
+    assert unit.get("Unit", "Description"), file.path
+    # a unit that systemd gives up on would have to be started by hand after a long outage
+    assert unit.get("Unit", "StartLimitIntervalSec") == "0", file.path
+    assert unit.get("Service", "ExecStart"), file.path
+    assert unit.get("Install", "WantedBy") == "multi-user.target", file.path
+    assert re.search(r"(PROVISIONER_HASH=|echo )[0-9a-f]{32}\b", file.content.decode()), file.path
+
+
+def test_a_variable_that_is_not_computed_is_an_error() -> None:
+    with pytest.raises(jinja2.UndefinedError, match="etcd_birth"):
+        render(template_of("etcd", "/etc/etcd/birth.env"), {})
+
+
+def test_every_template_is_rendered_by_some_machine(make_cluster: MakeCluster, make_host: MakeHost) -> None:
+    rendered: set[str] = set()
+    for kind in KINDS:
+        host = make_host(kind, make_cluster(**MIRRORS))
+        rendered |= {f"{file.role}{file.path}" for file in render_host(host).files}
+    listed = {f"{role.name}{file.path}" for role in ROLES for file in role.files}
+    assert listed <= rendered
+    assert "containerd/etc/containerd/certs.d/docker.io/hosts.toml" in rendered
+    assert all(templates_of(role.name) or not role.files for role in ROLES)
+
+
+# -- a file that something names is there, and a secret that nothing names is not ---------------------------------------------
+
+# Made by the programs themselves, or by the operating system.
+_MADE_ELSEWHERE = (
+    *("/etc/cni/net.d", "/etc/resolv.conf", "/etc/os-release", "/etc/ssl", "/usr/local/lib/provisioner\n", "/usr/local/share"),
+    *("/etc/containerd/certs.d", "/etc/systemd"),
+)
+_PATHS = re.compile(r"(?:/etc|/usr/local|/opt/cni|/var/lib/provisioner)/[\w./@-]*[\w]")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_file_that_is_named_exists(make_host: MakeHost, kind: str) -> None:
+    state = render_host(make_host(kind, bootstrap_kubeconfig=b"kubeconfig"))
+    there = {file.path for file in state.files} | {item.path for item in state.artifacts}
+    directories = {path.rsplit("/", count)[0] for path in there for count in range(1, path.count("/"))}
+    missing = {
+        f"{file.path} names {path}"
+        for file in state.files
+        if not file.secret and file.role != "certificates"
+        for path in _PATHS.findall(file.content.decode())
+        if path not in there | directories and not path.startswith(_MADE_ELSEWHERE)
+    }
+    assert not missing
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_key_or_certificate_lies_where_nothing_reads_it(make_host: MakeHost, kind: str) -> None:
+    state = render_host(make_host(kind))
+    text = "\n".join(file.content.decode() for file in state.files if file.role != "certificates")
+    unread = [file.path for file in state.files if file.role == "certificates" and file.path not in text]
+    assert not unread
+
+
+# -- the hash that decides about restarts ------------------------------------------------------------------------------------
+
+
+def _hashes(host: HostContext) -> dict[str, str]:
+    return {unit.name: unit.hash for unit in render_host(host).units}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_input_gives_equal_bytes(make_host: MakeHost, kind: str) -> None:
+    assert render_host(make_host(kind)) == render_host(make_host(kind))
+
+
+def test_a_changed_flag_changes_that_unit_alone(make_cluster: MakeCluster, make_host: MakeHost) -> None:
+    cluster = make_cluster(components={"kubeScheduler": {"flags": {"v": 4}}})
+    assert _changed(_hashes(make_host("every-role")), _hashes(make_host("every-role", cluster))) == {"kube-scheduler.service"}
+
+
+def test_a_changed_binary_changes_the_units_that_run_it(make_host: MakeHost) -> None:
+    host = make_host("every-role")
+    for name, unit in {"etcd": "etcd.service", "kubelet": "kubelet.service", "containerd": "containerd.service"}.items():
+        other = replace(host, artifacts={**host.artifacts, name: replace(host.artifacts[name], sha256="f" * 64)})
+        assert _changed(_hashes(host), _hashes(other)) == {unit}
+
+
+def test_a_binary_of_every_service_is_in_its_hash(make_host: MakeHost) -> None:
+    """What ExecStart runs from the cache belongs to the unit's hash, or an upgrade would leave the old process running."""
+    host = make_host("every-role")
+    before = _hashes(host)
+    for file in render_host(host).files:
+        if not file.path.endswith(".service"):
+            continue
+        found = re.search(r"^ExecStart=/usr/local/bin/([\w-]+)", file.content.decode(), re.MULTILINE)
+        if found:
+            name = found[1]
+            other = replace(host, artifacts={**host.artifacts, name: replace(host.artifacts[name], sha256="f" * 64)})
+            assert file.path.rsplit("/", 1)[-1] in _changed(before, _hashes(other)), name
+
+
+def test_a_file_that_a_unit_reads_changes_its_hash(make_host: MakeHost) -> None:
+    """Every certificate and configuration file restarts the unit that names it, unless the unit takes it in by a reload."""
+    host = make_host("every-role")
+    state = render_host(host)
+    reloaded = {path for unit in state.units for path in unit.reload_on}
+    before = _hashes(host)
+    for certificate in host.certificates:
+        changed = tuple(
+            replace(file, content=b"renewed\n") if file.path == certificate.path else file for file in host.certificates
+        )
+        restarted = _changed(before, _hashes(replace(host, certificates=changed)))
+        assert restarted or certificate.path in reloaded, f"nothing restarts when {certificate.path} changes"
+        readers = {
+            file.path.rsplit("/", 1)[-1]
+            for file in state.files
+            if file.path.endswith(".service") and f"={certificate.path}" in file.content.decode()
+        }
+        assert readers <= restarted, certificate.path
+
+
+def test_the_values_of_a_members_birth_are_no_part_of_the_hash(make_cluster: MakeCluster, make_host: MakeHost) -> None:
+    cluster = make_cluster()
+    grown = cluster.model_copy(
+        update={"nodes": (*cluster.nodes, cluster.nodes[2].model_copy(update={"name": "etcd-new", "address": "10.77.0.99"}))}
+    )
+    host = make_host("etcd")
+    other = replace(host, cluster=grown)
+    birth = "/etc/etcd/birth.env"
+    contents = [{file.path: file for file in render_host(one).files}[birth] for one in (host, other)]
+    assert contents[0].content != contents[1].content
+    assert contents[0].once
+    assert _hashes(host)["etcd.service"] == _hashes(other)["etcd.service"]
+
+
+def test_a_new_image_runs_the_import_again(make_host: MakeHost) -> None:
+    host = make_host("worker")
+    image = "images/coredns.tar"
+    other = replace(
+        host,
+        artifacts={**host.artifacts, image: replace(host.artifacts[image], sha256="f" * 64)},
+        images={**host.images, "coredns": Image(image, "registry.example/coredns:2")},
+    )
+    assert _changed(_hashes(host), _hashes(other)) == {"provisioner-images.service"}
+
+
+def _changed(before: Mapping[str, str], after: Mapping[str, str]) -> set[str]:
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+# -- what is saved for the action plugins ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_state_is_read_back_equal(
+    make_host: MakeHost,
+    real_bundles: Mapping[str, tuple[File, ...]],
+    real_pki: Pki,
+    tmp_path_factory: pytest.TempPathFactory,
+    kind: str,
+) -> None:
+    directory = tmp_path_factory.mktemp("rendered")
+    state = render_host(replace(make_host(kind), certificates=real_bundles[kind]))
+    save_host(directory, state)
+    saved = directory / f"{kind}.json"
+    assert saved.stat().st_mode & 0o777 == 0o600
+    again = load_host(directory, kind)
+    assert (again.files, again.artifacts, again.units, again.absent) == (state.files, state.artifacts, state.units, state.absent)
+    assert (again.sysctls, again.modules, again.users) == (state.sysctls, state.modules, state.users)
+    assert json.dumps(again.variables, sort_keys=True) == json.dumps(state.variables, sort_keys=True)

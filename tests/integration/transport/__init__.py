@@ -1,0 +1,1 @@
+"""The SSH transport and preflight, against real OpenSSH servers on loopback."""

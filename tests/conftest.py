@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -22,6 +22,17 @@ def pytest_configure() -> None:
     """A run in the background of a shell inherits an ignored Ctrl-C; tests of interrupts, and the commands they start, need it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _signals_stay_as_they_were() -> Iterator[None]:
+    """A handler that one test leaves behind takes Ctrl-C from the tests of interrupts, wherever the order puts them."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    left = {number.name for number, handler in kept.items() if signal.getsignal(number) is not handler}
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+    assert not left, f"the test has left a handler of its own for {left}"
 
 
 def _in_ci() -> bool:

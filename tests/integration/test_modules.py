@@ -152,6 +152,8 @@ class Target:
                 inventory=str(path),
                 envvars=runner._environment(self.log, sockets),
                 event_handler=take,
+                # without one of ours, ansible-runner takes Ctrl-C and SIGTERM over, for the rest of this process' life
+                cancel_callback=lambda: False,
                 suppress_env_files=True,
                 quiet=True,
             )

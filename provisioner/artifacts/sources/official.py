@@ -166,8 +166,8 @@ class Official:
 
     def _run(self, jobs: Mapping[_File, Sequence[Want]], outcome: Outcome) -> None:
         with ThreadPoolExecutor(max_workers=PARALLEL, thread_name_prefix="fetch") as pool:
-            started = [(batch, pool.submit(self._get, file, batch)) for file, batch in jobs.items()]
             try:
+                started = [(batch, pool.submit(self._get, file, batch)) for file, batch in jobs.items()]
                 for batch, future in started:
                     result = future.result()
                     if isinstance(result, Refusal):

@@ -216,11 +216,25 @@ class Components(Model):
     flannel: Component = Field(default=Component(), description="The network agent, flanneld")
 
 
+class Vip(Model):
+    """A virtual address that the control planes hold in turn: keepalived, VRRPv3 between their cluster addresses."""
+
+    virtual_router_id: Annotated[int, Field(ge=1, le=255)] = Field(
+        default=51, description="VRRP's number of this group: another one for each cluster on a network segment"
+    )
+    interface: str | None = Field(
+        default=None, description="Network interface that carries it; default: the one with the node's cluster address"
+    )
+
+
 class ControlPlaneEndpoint(Model):
     """The name or address by which users and other machines reach the API, besides the nodes' own proxies."""
 
     host: str = Field(description="DNS name or IP address")
     port: Port = Field(default=6443, description="TCP port")
+    vip: Vip | None = Field(
+        default=None, description="Run `host`, a free IPv4 address, as a virtual address on the control planes; `{}` is enough"
+    )
 
 
 class Cluster(Model):
@@ -234,7 +248,7 @@ class Cluster(Model):
     network: Network = Field(default=Network(), description="Addresses and the virtual network")
     control_plane_endpoint: ControlPlaneEndpoint | None = Field(
         default=None,
-        description="Where users reach the API: a DNS name or a load balancer over all control planes; default: any healthy one",
+        description="Where users reach the API: a DNS name, a load balancer, or a virtual address; default: any healthy apiserver",
     )
     extra_sans: tuple[str, ...] = Field(default=(), description="Further names and addresses in the apiservers' certificates")
     etcd: Etcd = Field(default=Etcd(), description="The database")

@@ -10,6 +10,8 @@ import binascii
 import contextlib
 import http.client
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,7 @@ class EtcdError(ProvisionerError):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One entry of the member list. ``name`` is empty until a new member has joined."""
+    """One entry of the member list. ``name`` is empty until a new member has started, ``client_urls`` also of a founding one."""
 
     id: int
     name: str
@@ -47,7 +49,8 @@ class Member:
 class Status:
     """What one member says of itself.
 
-    ``leader`` is the member it believes to lead (0: none); ``revision`` the store's; sizes are in bytes.
+    ``leader`` is the member it believes to lead (0: none); ``revision`` the store's; sizes are in bytes, ``db_size_quota`` 0
+    where it does not tell (before etcd 3.6). ``errors`` are raised alarms, and that there is no leader.
     """
 
     member_id: int
@@ -61,6 +64,13 @@ class Status:
     db_size_in_use: int
     learner: bool
     errors: tuple[str, ...]
+    db_size_quota: int = 0
+
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """The alarms as this member knows them: unlike :meth:`EtcdApi.alarms`, to be had without a quorum too."""
+        found = (re.search(r"memberID:\s*(\d+)\s+alarm:\s*(\w+)", error) for error in self.errors)
+        return tuple(Alarm(int(match[1]), match[2]) for match in found if match)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,21 +139,24 @@ class EtcdApi:
             db_size_in_use=int(answer.get("dbSizeInUse", 0)),
             learner=bool(answer.get("isLearner", False)),
             errors=tuple(str(error) for error in answer.get("errors") or ()),
+            db_size_quota=int(answer.get("dbSizeQuota", 0)),
         )
 
     def members(self, *, linearizable: bool = True) -> tuple[Member, ...]:
         """The member list; without ``linearizable`` as this member knows it, which works without a quorum too."""
-        answer = self.call("/v3/cluster/member/list", {"linearizable": linearizable})
-        return tuple(
-            Member(
-                id=int(member.get("ID", 0)),
-                name=str(member.get("name", "")),
-                peer_urls=tuple(member.get("peerURLs") or ()),
-                client_urls=tuple(member.get("clientURLs") or ()),
-                learner=bool(member.get("isLearner", False)),
-            )
-            for member in answer.get("members") or ()
-        )
+        return _members(self.call("/v3/cluster/member/list", {"linearizable": linearizable}))
+
+    def add_learner(self, peer_url: str) -> tuple[Member, ...]:
+        """Put a member without a vote on the list, to be started next; returns the new list. Needs a quorum."""
+        return _members(self.call("/v3/cluster/member/add", {"peerURLs": [peer_url], "isLearner": True}))
+
+    def remove_member(self, member_id: int) -> tuple[Member, ...]:
+        """Take a member off the list for good; returns the new list. Needs a quorum."""
+        return _members(self.call("/v3/cluster/member/remove", {"ID": str(member_id)}))
+
+    def promote(self, member_id: int) -> tuple[Member, ...]:
+        """Give a learner its vote; etcd refuses while it is not in sync with the leader. Returns the new list."""
+        return _members(self.call("/v3/cluster/member/promote", {"ID": str(member_id)}))
 
     def hash_kv(self, revision: int) -> HashKv:
         """Hash of the keys up to a revision, which this member must have reached already."""
@@ -159,6 +172,37 @@ class EtcdApi:
         answer = self.call("/v3/maintenance/alarm", {"action": "GET"})
         return tuple(Alarm(int(alarm.get("memberID", 0)), str(alarm.get("alarm", ""))) for alarm in answer.get("alarms") or ())
 
+    def disarm(self, alarm: Alarm) -> None:
+        """Lower an alarm; etcd raises it again by itself where its cause is still there."""
+        self.call("/v3/maintenance/alarm", {"action": "DEACTIVATE", "memberID": str(alarm.member_id), "alarm": alarm.alarm})
+
+    def compact(self, revision: int, *, timeout: float) -> bool:
+        """Forget what keys were before a revision, and wait until this member has done it; False where it was forgotten already.
+
+        Args:
+            revision: kept, with all after it.
+            timeout: seconds; a long history takes its time.
+        """
+        try:
+            self.call("/v3/kv/compaction", {"revision": str(revision), "physical": True}, timeout=timeout)
+        except EtcdError as error:
+            if "has been compacted" not in error.message:
+                raise
+            return False
+        return True
+
+    def defragment(self, *, timeout: float) -> None:
+        """Write this member's database anew without the holes in it; meanwhile the member answers nobody.
+
+        Args:
+            timeout: seconds; etcd's maintainers reckon with some seconds for each GiB.
+        """
+        self.call("/v3/maintenance/defragment", timeout=timeout)
+
+    def move_leader(self, target: int) -> None:
+        """Hand the leadership over; only the leader can."""
+        self.call("/v3/maintenance/transfer-leadership", {"targetID": str(target)})
+
     def read(self, key: str) -> bytes | None:
         """The stored bytes of one key, linearizably; None where there is none."""
         answer = self.call("/v3/kv/range", {"key": base64.b64encode(key.encode()).decode()})
@@ -170,8 +214,13 @@ class EtcdApi:
         except binascii.Error:
             raise EtcdError(f"{self.node.name}: etcd answered with a value that is not base64") from None
 
-    def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def call(self, path: str, body: dict[str, Any] | None = None, *, timeout: float | None = None) -> dict[str, Any]:
         """POST one request.
+
+        Args:
+            path: of the gateway, e.g. ``/v3/maintenance/status``.
+            body: the request's fields.
+            timeout: seconds; default: the client's own.
 
         Raises:
             EtcdError: no answer, or an error; names the member.
@@ -181,6 +230,9 @@ class EtcdApi:
                 self._connection = http.client.HTTPSConnection(
                     "127.0.0.1", self._forward.port, timeout=self._timeout, context=self._context
                 )
+            self._connection.timeout = timeout or self._timeout
+            if self._connection.sock is not None:
+                self._connection.sock.settimeout(self._connection.timeout)
             self._connection.request("POST", path, body=json.dumps(body or {}), headers={"Content-Type": "application/json"})
             answer = self._connection.getresponse()
             raw, code = answer.read(), answer.status
@@ -200,3 +252,16 @@ class EtcdApi:
             text = value.get("message") if isinstance(value, dict) else raw.decode(errors="replace")
             raise EtcdError(f"{self.node.name}: etcd answered {code} to {path}: {' '.join(str(text).split())[:300]}")
         return value
+
+
+def _members(answer: Mapping[str, Any]) -> tuple[Member, ...]:
+    return tuple(
+        Member(
+            id=int(member.get("ID", 0)),
+            name=str(member.get("name", "")),
+            peer_urls=tuple(member.get("peerURLs") or ()),
+            client_urls=tuple(member.get("clientURLs") or ()),
+            learner=bool(member.get("isLearner", False)),
+        )
+        for member in answer.get("members") or ()
+    )

@@ -51,10 +51,11 @@ COMMANDS = (
     ("cluster", "apply", "apply"),
     ("cluster", "up", "up"),
     ("verify", "verify", "verify"),
+    ("status", "status", "status"),
     ("cluster", "kubeconfig", "kubeconfig"),
     ("machines", "ssh", "ssh"),
 )
-GROUPS = (("artifacts", "artifacts"), ("lab", "lab"))
+GROUPS = (("etcd", "etcd"), ("artifacts", "artifacts"), ("lab", "lab"))
 
 for _module, _function, _name in COMMANDS:
     app.command(_name)(getattr(importlib.import_module(f"provisioner.cli.{_module}"), _function))

@@ -11,7 +11,7 @@
 from provisioner.pki.bundle import bundle_for
 from provisioner.pki.issue import Ca, Leaf, Lifetimes, PkiError
 from provisioner.pki.specs import CERTIFICATES, MAX_NODE_NAME, CaName, CertSpec
-from provisioner.pki.state import Issued, Pki, ServiceAccount, cluster_id, ensure
+from provisioner.pki.state import Issued, Pki, ServiceAccount, cluster_id, ensure, read
 from provisioner.pki.tokens import BootstrapToken, new_bootstrap_token
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "cluster_id",
     "ensure",
     "new_bootstrap_token",
+    "read",
 ]

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from provisioner.config import Cluster
+from provisioner.errors import BadInput
 from provisioner.pki import store
 from provisioner.pki.issue import (
     FOREIGN,
@@ -130,6 +131,38 @@ def ensure(cluster: Cluster, directory: Path, *, now: dt.datetime, lifetimes: Li
             f"{error.filename or directory}: {error.strerror or error}",
             hint=f"the user who runs this must be able to write {directory}, and its disk must have room",
         ) from error
+
+
+def read(directory: Path, *, now: dt.datetime) -> Pki:
+    """The PKI as far as the controller itself needs it, for commands that look and change nothing: CAs and the driver's own
+    certificates, without those of the nodes. Writes nothing; a certificate that can no longer be used is replaced in memory.
+
+    Raises:
+        BadInput: there is no PKI yet.
+        PkiError: a CA, the service account key or the encryption key is lost, damaged or expired.
+    """
+    if not any(store.ca_file(directory, name).exists() for name in CaName):
+        raise BadInput(
+            f"{directory.parent}: this workspace has no certificates: no cluster was built from here",
+            hint="run `provisioner apply` first, or name the right workspace with --cluster",
+        )
+    lifetimes = Lifetimes()
+    try:
+        roots = _Roots.load(directory, now)
+        stored = store.read_leaves(directory, None)
+    except OSError as error:
+        raise PkiError(f"{error.filename or directory}: {error.strerror or error}", hint=_RESTORE) from error
+    leaves: dict[tuple[str | None, str], Leaf] = {}
+    for request in requests_for_controller():
+        ca, pem = roots.cas[request.ca], stored.get(request.name)
+        found = reuse(pem, request, ca, now=now, lifetimes=lifetimes) if pem else None
+        leaves[None, request.name] = found if isinstance(found, Leaf) else issue(request, ca, now=now, lifetimes=lifetimes)
+    return Pki(
+        cas=roots.cas,
+        service_account=roots.service_account,
+        encryption_key=roots.encryption_key,
+        leaves=MappingProxyType(leaves),
+    )
 
 
 @dataclass(frozen=True, slots=True)

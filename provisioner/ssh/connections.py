@@ -59,9 +59,15 @@ class Connections:
 
     A context manager: leaving it closes every forward and connection. Host keys are checked against the workspace's
     known_hosts; a bastion and users that need sudo are taken care of. paramiko's own log goes to ``logs/ssh.log``.
+
+    Args:
+        cluster: the machines, and how they are reached.
+        workspace: known_hosts and log.
+        seconds: limit of each step of connecting; default: generous ones, for machines that are slow and not dead.
     """
 
-    def __init__(self, cluster: Cluster, workspace: Workspace) -> None:
+    def __init__(self, cluster: Cluster, workspace: Workspace, *, seconds: float | None = None) -> None:
+        self._seconds = seconds
         self._cluster = cluster
         self._workspace = workspace
         self._known_hosts = KnownHosts(workspace.known_hosts)
@@ -156,7 +162,9 @@ class Connections:
     def _made(self, target: Target, via: Link | None) -> Link:
         if target not in self._links:
             strict = self._cluster.ssh.host_keys == "strict"
-            self._links[target] = Link(target, self._known_hosts, self._keys, strict=strict, via=via, log=self._log.name)
+            self._links[target] = Link(
+                target, self._known_hosts, self._keys, strict=strict, via=via, log=self._log.name, seconds=self._seconds
+            )
         return self._links[target]
 
 

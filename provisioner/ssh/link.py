@@ -42,8 +42,20 @@ HOST_KEYS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa
 class Link:
     """A lazily made, shared connection to one SSH server. Thread-safe."""
 
-    def __init__(self, target: Target, known_hosts: KnownHosts, keys: KeyRing, *, strict: bool, via: Link | None, log: str) -> None:
+    def __init__(
+        self,
+        target: Target,
+        known_hosts: KnownHosts,
+        keys: KeyRing,
+        *,
+        strict: bool,
+        via: Link | None,
+        log: str,
+        seconds: float | None = None,
+    ) -> None:
         self.target = target
+        # for each step of connecting, where the caller would rather know soon than for certain
+        self._seconds = seconds if seconds is not None else float("inf")
         self._known_hosts = known_hosts
         self._keys = keys
         self._strict = strict
@@ -168,9 +180,9 @@ class Link:
             raise
         try:
             transport.set_log_channel(self._log)
-            transport.banner_timeout = transport.handshake_timeout = HANDSHAKE_SECONDS
-            transport.auth_timeout = AUTHENTICATION_SECONDS
-            transport.channel_timeout = CHANNEL_SECONDS
+            transport.banner_timeout = transport.handshake_timeout = min(HANDSHAKE_SECONDS, self._seconds)
+            transport.auth_timeout = min(AUTHENTICATION_SECONDS, self._seconds)
+            transport.channel_timeout = min(CHANNEL_SECONDS, self._seconds)
             known = self._known_hosts.keys_of(target.host, target.port)
             _choose_algorithms(transport, known)
             self._negotiate(transport)
@@ -190,12 +202,15 @@ class Link:
         return transport
 
     def _dial(self) -> socket.socket | paramiko.Channel:
-        return _tcp(self.target) if self._via is None else _through(self._via, self.target)
+        if self._via is not None:
+            return _through(self._via, self.target)
+        return _tcp(self.target, min(CONNECT_SECONDS, self._seconds))
 
     def _negotiate(self, transport: paramiko.Transport) -> None:
         done = threading.Event()
         transport.start_client(event=done)
-        finished = done.wait(HANDSHAKE_SECONDS + 1)
+        seconds = min(HANDSHAKE_SECONDS, self._seconds)
+        finished = done.wait(seconds + 1)
         if finished and transport.is_active():
             return
         error = transport.get_exception()
@@ -203,7 +218,7 @@ class Link:
         if not finished or isinstance(error, TimeoutError) or isinstance(getattr(error, "__context__", None), TimeoutError):
             raise SshError(
                 Trouble.TIMEOUT,
-                f"{self.target.who}: something accepts the connection there, but answers nothing within {HANDSHAKE_SECONDS:g} s",
+                f"{self.target.who}: something accepts the connection there, but answers nothing within {seconds:g} s",
                 hint="see whether sshd on it hangs or the machine is overloaded; check the address and `ssh.port`",
             ) from error
         if isinstance(error, IncompatiblePeer):
@@ -291,7 +306,7 @@ def lost(target: Target, error: object) -> SshError:
 
 def _channel(transport: paramiko.Transport, kind: str, address: tuple[str, int] | None) -> paramiko.Channel:
     try:
-        return transport.open_channel(kind, address, ("127.0.0.1", 0), timeout=CHANNEL_SECONDS)
+        return transport.open_channel(kind, address, ("127.0.0.1", 0), timeout=transport.channel_timeout)
     except paramiko.ChannelException:
         raise
     except paramiko.SSHException as error:
@@ -320,10 +335,10 @@ def _close(transport: paramiko.Transport) -> None:
         transport.join(5)
 
 
-def _tcp(target: Target) -> socket.socket:
+def _tcp(target: Target, seconds: float) -> socket.socket:
     """A TCP connection to the server, with each failure told apart."""
     try:
-        stream = socket.create_connection((target.host, target.port), timeout=CONNECT_SECONDS)
+        stream = socket.create_connection((target.host, target.port), timeout=seconds)
     except socket.gaierror as error:
         raise SshError(
             Trouble.NAME,
@@ -341,7 +356,7 @@ def _tcp(target: Target) -> socket.socket:
     except TimeoutError as error:
         raise SshError(
             Trouble.TIMEOUT,
-            f"{target.who}: no answer within {CONNECT_SECONDS:g} s",
+            f"{target.who}: no answer within {seconds:g} s",
             hint="see whether the machine is up, the address right, and no firewall drops the SSH port; is a bastion needed?",
         ) from error
     except OSError as error:

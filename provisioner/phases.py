@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from provisioner import runner, steps
+from provisioner import members, runner, steps
 from provisioner import session as sessions
 from provisioner.errors import BadInput
 from provisioner.events import TaskStep
@@ -20,7 +20,8 @@ class Phase:
     """One step of `apply`. Those without ``run`` are playbooks of the same name; neighbours share one Ansible process.
 
     ``alongside`` names a playbook phase with which this phase runs at the same time, once the one before it is through;
-    ``needs`` names one without which this phase could not do its work, so that it is never run alone.
+    ``needs`` names one without which this phase could not do its work, so that it is never run alone. ``wanted`` tells whether
+    there is anything to do for a phase that most runs go without.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Phase:
     run: Callable[[Session], Session] | None = None
     alongside: str = ""
     needs: str = ""
+    wanted: Callable[[Session], bool] | None = None
 
 
 LOOK = (
@@ -39,6 +41,8 @@ LOOK = (
 CHANGE = (
     Phase("bundles", "Pack what the machines lack", sessions.pack),
     Phase("machines", "Prepare the machines", needs="bundles"),
+    # before the playbook that may restart members: whoever joins must not find the quorum at its edge
+    Phase("members", "Join new members to etcd", members.join_all, needs="machines", wanted=lambda session: bool(session.joining)),
     Phase("etcd", "Run etcd"),
     Phase("control_plane", "Run the control plane"),
     Phase("objects", "Apply the cluster's own objects", steps.apply_objects, alongside="nodes"),
@@ -55,7 +59,11 @@ def run(session: Session, phases: Iterable[Phase]) -> Session:
     Raises:
         ApplyError: with host, task, reason, the unit's last journal lines, and the command that continues.
     """
-    todo = list(phases)
+    given = list(phases)
+    todo = [phase for phase in given if phase.wanted is None or phase.wanted(session)]
+    for phase in given:
+        if phase not in todo:
+            session.display.finish(phase.name, state="skipped")
     while todo:
         phase = todo[0]
         if phase.run is not None and not phase.alongside:
@@ -173,7 +181,9 @@ def choose(*, only: str | None = None, start: str | None = None, skip_verify: bo
         if wanted is not None and wanted not in names():
             raise BadInput(f"there is no phase {wanted!r}", hint=f"the phases are {', '.join(names())}")
     chosen = {only} if only else set(names()[names().index(start) :]) if start else set(names())
-    chosen |= {phase.needs for phase in CHANGE if phase.name in chosen}
+    for phase in reversed(CHANGE):
+        if phase.name in chosen and phase.needs:
+            chosen.add(phase.needs)
     return tuple(phase for phase in CHANGE if phase.name in chosen and not (skip_verify and phase.name == "verify"))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from provisioner import inventory, runner
-from provisioner.config import Node, Role
+from provisioner import inventory, runner, topology
+from provisioner.config import Role
 from provisioner.errors import ApplyError
 from provisioner.events import Failure, Tally, TaskStep
 from provisioner.session import Session
@@ -31,22 +31,31 @@ def pace(session: Session) -> dict[str, object]:
     nodes = len(session.cluster.kubernetes_nodes)
     kubelet = any(unit_active(session, node.name, "kubelet.service") for node in session.cluster.kubernetes_nodes)
     return {
-        "etcd_batch": 1 if etcd else "100%",
+        # a founding member alone has no quorum to become healthy with
+        "etcd_batch": 1 if etcd >= topology.quorum(len(session.cluster.etcd_members)) else "100%",
         "kube_apiserver_batch": 1 if apiserver else "100%",
         "node_batch": "100%" if not kubelet else 1 if nodes <= ONE_AT_A_TIME else "10%",
         "node_gate": kubelet,
     }
 
 
-def _running(session: Session, unit: str, role: Role) -> bool:
-    nodes: tuple[Node, ...] = session.cluster.nodes_with(role)
-    return any(unit_active(session, node.name, unit) for node in nodes)
+def _running(session: Session, unit: str, role: Role) -> int:
+    """On how many machines a unit runs; one that is set aside is not asked."""
+    return sum(unit_active(session, node.name, unit) for node in session.cluster.nodes_with(role))
 
 
-def play(session: Session, playbooks: tuple[str, ...], *, on_step: Callable[[TaskStep], None] | None = None) -> Tally:
-    """Run playbooks against the session's machines, as the plan says."""
+def play(
+    session: Session, playbooks: tuple[str, ...], *, joins: str = "", on_step: Callable[[TaskStep], None] | None = None
+) -> Tally:
+    """Run playbooks against the session's machines, as the plan says.
+
+    Args:
+        joins: the machine whose member is on the member list, and shall be born into it now (etcd_join.yml).
+    """
     interpreters = {name: facts.python for name, facts in session.facts.items()}
-    path = inventory.write(session.cluster, session.workspace, session.states, interpreters, session.plan)
+    # the role etcd starts what may start by itself; who must join first is left to the phase `members`
+    etcd = inventory.Etcd(waiting=frozenset(join.node.name for join in session.joining), joins=joins)
+    path = inventory.write(session.cluster, session.workspace, session.states, interpreters, session.plan, etcd=etcd)
     tally = runner.play(
         playbooks,
         inventory=path,

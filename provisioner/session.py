@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -18,6 +18,7 @@ from provisioner.cluster_api import ClusterApi
 from provisioner.config import Cluster, Node, Role
 from provisioner.desired import File, HostState, Shipment, save_host, save_shipment
 from provisioner.display import Display, Work
+from provisioner.errors import ProvisionerError
 from provisioner.facts import HostFacts, gather
 from provisioner.kubeconfig import bootstrap
 from provisioner.kubeconfig import render as render_kubeconfig
@@ -28,6 +29,9 @@ from provisioner.rules.outside import expand
 from provisioner.ssh import Connections
 from provisioner.workspace import Workspace, write_atomic
 
+if TYPE_CHECKING:
+    from provisioner.members import Join
+
 # Images by the name of their archive on the nodes, and the lock's component they come from.
 IMAGES = ("pause", "coredns", "agnhost")
 ARCHES: tuple[Arch, ...] = ("amd64", "arm64")
@@ -37,7 +41,8 @@ ARCHES: tuple[Arch, ...] = ("amd64", "arm64")
 class Session:
     """One run's inputs and what it has computed so far; each phase returns a new one.
 
-    ``log`` is this run's own directory, ``sockets`` the one of SSH's control sockets.
+    ``log`` is this run's own directory, ``sockets`` the one of SSH's control sockets. ``joining`` are machines that join the
+    running etcd cluster; ``set_aside`` those that do not answer, with the reason: the others go on without them.
     """
 
     cluster: Cluster
@@ -54,11 +59,13 @@ class Session:
     actual: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tokens: Mapping[str, BootstrapToken] = field(default_factory=dict)
     plan: Plan = field(default_factory=Plan)
+    joining: tuple[Join, ...] = ()
+    set_aside: Mapping[str, ProvisionerError] = field(default_factory=dict)
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """The machines of this run."""
-        return self.cluster.nodes
+        """The machines of this run: all of the cluster's but those that are set aside."""
+        return tuple(node for node in self.cluster.nodes if node.name not in self.set_aside)
 
     def the_pki(self) -> Pki:
         """The PKI, which an earlier phase has made."""
@@ -78,12 +85,18 @@ def look(session: Session) -> Session:
         PreflightUnfit: with every machine's every problem and its remedy.
     """
     facts, unreachable = gather(session.cluster, session.connections)
-    problems = preflight.check(session.cluster, facts, unreachable, cluster_id=preflight.cluster_id_of(session.workspace))
+    cluster_id = preflight.cluster_id_of(session.workspace)
+    # a cluster that runs goes on without a dead machine; a new one is not built without
+    set_aside = unreachable if preflight.is_running(session.cluster, facts, cluster_id) else {}
+    refused = {name: error for name, error in unreachable.items() if name not in set_aside}
+    problems = preflight.check(session.cluster, facts, refused, cluster_id=cluster_id)
     preflight.require_fit(problems)
+    for name, error in set_aside.items():
+        session.display.say(f"warning: {name} is set aside: {'; '.join((error.message, *error.details))}")
     for problem in problems:
         if problem.severity == "warning":
             session.display.say(f"warning: {problem.host}: {problem.message}")
-    return replace(session, facts=facts)
+    return replace(session, facts=facts, set_aside=set_aside)
 
 
 def fetch(session: Session) -> Session:
@@ -166,6 +179,16 @@ def with_tokens(session: Session, nodes: Iterable[str]) -> Session:
     return replace(granted, states={**session.states, **states})
 
 
+def joining_etcd(session: Session, node: Node, members: tuple[tuple[str, str], ...]) -> Session:
+    """Render a machine whose member joins a running etcd cluster: it is born into the given list of (name, peer URL)."""
+    state = render_host(replace(_context(session, node), joins_etcd=members))
+    # placed even where the birth of an earlier member has left one
+    files = tuple(replace(file, once=False) if file.role == "etcd" else file for file in state.files)
+    state = replace(state, files=files)
+    save_host(session.workspace.rendered, state)
+    return replace(session, states={**session.states, node.name: state})
+
+
 def pack(session: Session) -> Session:
     """INPUTS: the plan, the cache. OUTPUTS: bundles/, one for each distinct set of artifacts that some machine lacks."""
     discard(session)
@@ -218,6 +241,7 @@ def traits_of(facts: HostFacts) -> MachineTraits:
         zstd=facts.commands.get("zstd", False),
         memory_mib=facts.memory_mib,
         resolv_conf=facts.resolv_conf,
+        interface=facts.cluster_interface,
         packages_missing=facts.packages_missing,
     )
 

@@ -10,10 +10,9 @@ from typing import Any
 
 from cryptography import x509
 
-from provisioner import cluster_api, objects, topology, verify
+from provisioner import cluster_api, members, objects, verify
 from provisioner import session as sessions
-from provisioner.errors import BadInput, ProvisionerError, WaitTimeout
-from provisioner.etcd_api import EtcdApi
+from provisioner.errors import ApplyError, ProvisionerError, WaitTimeout
 from provisioner.pki import CaName
 from provisioner.plan import CLUSTER, Change, Plan, difference
 from provisioner.plays import play, refuse_failures, unit_active
@@ -36,29 +35,10 @@ def read_state(session: Session) -> Session:
     for name, state in rendered.states.items():
         changes += difference(state, actual[name])
     looked = replace(rendered, actual=actual)
-    _refuse_growth(looked)
+    looked = replace(looked, joining=members.joins(looked))
+    changes += members.changes(looked.joining)
     changes += _cluster_changes(looked)
     return replace(looked, plan=Plan(tuple(changes)))
-
-
-def _refuse_growth(session: Session) -> None:
-    """A member that is not on the list of a running etcd cluster cannot join it by being started.
-
-    Raises:
-        BadInput: cluster.yaml has such a member.
-    """
-    running = [node for node in session.cluster.etcd_members if unit_active(session, node.name, "etcd.service")]
-    idle = [node for node in session.cluster.etcd_members if node not in running]
-    if not running or not idle:
-        return
-    with EtcdApi(running[0], session.workspace, session.connections, session.the_pki()) as etcd:
-        listed = {url for member in etcd.members() for url in member.peer_urls}
-    strangers = [node.name for node in idle if f"https://{node.ip}:{topology.ETCD_PEER_PORT}" not in listed]
-    if strangers:
-        raise BadInput(
-            f"{', '.join(strangers)}: new etcd members of a cluster that runs already; nothing was changed",
-            hint="this version cannot add members to a running cluster: take the role `etcd` off these nodes",
-        )
 
 
 def _joining(session: Session, actual: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -67,6 +47,8 @@ def _joining(session: Session, actual: Mapping[str, Mapping[str, Any]]) -> list[
     now = dt.datetime.now(dt.UTC)
     joining = []
     for node in session.cluster.kubernetes_nodes:
+        if node.name not in actual:
+            continue
         pem = actual[node.name]["kubelet_certificate"]
         if pem is None or not _is_good(pem, ca, node.name, now):
             joining.append(node.name)
@@ -121,7 +103,7 @@ def apply_objects(session: Session) -> Session:
 
 def settle(session: Session) -> Session:
     """INPUTS: the API. OUTPUTS: every Node registered, labelled and Ready; no bootstrap token left."""
-    expected = {node.name for node in session.cluster.kubernetes_nodes}
+    expected = {node.name for node in session.nodes if node.is_kubernetes_node}
     with session.api() as api:
         labels = {obj["metadata"]["name"]: obj for obj in objects.node_labels(session.cluster)}
         labelled: set[str] = set()
@@ -170,8 +152,30 @@ def _not_ready(node: Mapping[str, Any] | None) -> str:
     return "no Ready condition yet"
 
 
+def refuse_incomplete(session: Session) -> None:
+    """Say at the end of a run what it could not do.
+
+    Raises:
+        ApplyError: names the machines that were set aside.
+    """
+    if not session.set_aside:
+        return
+    names = ", ".join(session.set_aside)
+    raise ApplyError(
+        f"{names}: set aside, for {'it does' if len(session.set_aside) == 1 else 'they do'} not answer;"
+        " the other machines are as cluster.yaml says",
+        hint=f"when {names} {'is' if len(session.set_aside) == 1 else 'are'} back, run `provisioner apply` again",
+        details=tuple("; ".join((error.message, *error.details)) for error in session.set_aside.values()),
+    )
+
+
 def prove(session: Session) -> Session:
-    """INPUTS: the cluster. OUTPUTS: report.json of `verify --level smoke`; a failed check fails the run."""
+    """INPUTS: the cluster. OUTPUTS: report.json of `verify --level smoke`; a failed check fails the run.
+
+    Not of a cluster with a machine that does not answer: that is known already, and said at the end.
+    """
+    if session.set_aside:
+        return session
     report = verify.run(session.cluster, session.workspace, session.connections, session.the_pki())
     report.raise_if_failed()
     return session

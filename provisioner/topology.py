@@ -20,6 +20,8 @@ KUBE_PROXY_METRICS_PORT = 10249
 # The nodes' own HAProxy: a port nothing else of Kubernetes uses.
 API_PROXY_PORT = 16443
 API_PROXY_URL = f"https://127.0.0.1:{API_PROXY_PORT}"
+# Where a control plane's HAProxy tells whether the machine's own apiserver is ready, for keepalived.
+API_HEALTH_PORT = 16444
 
 CONTROL_PLANE_TAINT = Taint(key="node-role.kubernetes.io/control-plane", effect="NoSchedule")
 
@@ -47,9 +49,14 @@ def etcd_servers_of(cluster: Cluster, node: Node) -> tuple[str, ...]:
     return tuple(f"https://{member.ip}:{ETCD_CLIENT_PORT}" for member in cluster.etcd_members)
 
 
-def etcd_initial_cluster(cluster: Cluster) -> str:
-    """``--initial-cluster`` of a cluster that is born with every member of cluster.yaml."""
-    return ",".join(f"{member.name}=https://{member.ip}:{ETCD_PEER_PORT}" for member in cluster.etcd_members)
+def etcd_peer_url(node: Node) -> str:
+    """Where a member's peers reach it; what it is known by on the member list."""
+    return f"https://{node.ip}:{ETCD_PEER_PORT}"
+
+
+def quorum(voters: int) -> int:
+    """How many of so many voting members must be up: https://etcd.io/docs/v3.6/faq/#what-is-failure-tolerance"""
+    return voters // 2 + 1
 
 
 def apiserver_sans(cluster: Cluster, node: Node) -> tuple[str, ...]:

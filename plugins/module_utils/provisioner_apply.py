@@ -89,6 +89,13 @@ def remove(paths, dry):
     return found
 
 
+def discard(unit, path, dry):
+    """Stop a unit, where there is one, and remove what it has worked on. Returns what was there."""
+    if not dry and unit_states([unit])[unit]["LoadState"] == "loaded":
+        _run(["systemctl", "stop", unit], unit=unit)
+    return remove([path], dry)
+
+
 def create_users(names, dry):
     """Create the system users that are missing, as /etc/sysusers.d says. Returns their names."""
     missing = [name for name in names if not user_exists(name)]

@@ -26,9 +26,13 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-state: {description: "The actual state: files, units, sysctls, modules, users, kubelet_certificate.", returned: always, type: dict}
+state:
+  description: "The actual state: files, units, sysctls, modules, users, kubelet_certificate, etcd_data."
+  returned: always
+  type: dict
 """
 
+import glob
 import os
 import re
 
@@ -36,6 +40,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.provisioner_host import HashCache, describe, describe_unit, unit_states, user_exists
 
 KUBELET_CERTIFICATE = "/var/lib/kubelet/pki/kubelet-client-current.pem"
+# A member without a write-ahead log has never started, or has lost its data; etcd makes other files before it knows who it is.
+ETCD_LOG = "/var/lib/etcd/member/wal/*.wal"
 SHOWN_BYTES = 64 << 10
 
 
@@ -106,6 +112,7 @@ def main():
             "modules": [name for name in want["modules"] if os.path.isdir("/sys/module/" + name.replace("-", "_"))],
             "users": [name for name in want["users"] if user_exists(name)],
             "kubelet_certificate": kubelet_certificate(),
+            "etcd_data": bool(glob.glob(ETCD_LOG)),
         },
     )
 

@@ -30,6 +30,9 @@ options:
     description: Whether to wait at all. The action plugin leaves C(until) out where not.
     type: bool
     default: true
+  discard:
+    description: Before everything else, stop the unit of C(until) and remove this, which nobody needs any more.
+    type: path
   finally_remove:
     description: Remove this file once C(until) holds.
     type: path
@@ -61,6 +64,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.provisioner_apply import (
     NotAppliedError,
     create_users,
+    discard,
     load_modules,
     place_files,
     remove,
@@ -78,10 +82,12 @@ UNTIL = {
 }
 
 
-def apply(wanted, until, last, dry):
+def apply(wanted, params, dry):
     """Everything in order; returns what was done, in words, and the diffs."""
+    until, last = params["until"], params["finally_remove"]
+    changes = ["discarded " + path for path in discard(until["unit"], params["discard"], dry)] if params["discard"] else []
     placed, diffs = place_files(wanted["files"], dry)
-    changes = ["placed " + path for path in placed]
+    changes += ["placed " + path for path in placed]
     changes += ["removed " + path for path in remove(wanted["absent"], dry)]
     changes += ["created user " + name for name in create_users(wanted["users"], dry)]
     changes += ["loaded module " + name for name in load_modules(wanted["modules"], dry)]
@@ -102,16 +108,18 @@ def main():
             "role": {"type": "str", "required": True},
             "until": {"type": "dict", "options": UNTIL},
             "gate": {"type": "bool", "default": True},
+            "discard": {"type": "path"},
             "finally_remove": {"type": "path"},
             "payload": {"type": "str", "no_log": True},
         },
+        required_by={"discard": "until"},
         supports_check_mode=True,
     )
     if not module.params["payload"]:
         module.fail_json(msg="role_state needs its action plugin: run it with provisioner's ansible.cfg")
     wanted = json.loads(gzip.decompress(base64.b64decode(module.params["payload"])))
     try:
-        changes, diffs = apply(wanted, module.params["until"], module.params["finally_remove"], module.check_mode)
+        changes, diffs = apply(wanted, module.params, module.check_mode)
     except NotAppliedError as error:
         module.fail_json(msg=error.message, unit=error.unit, journal=error.journal)
     module.exit_json(changed=bool(changes), changes=changes, diff=diffs)

@@ -97,7 +97,7 @@ def apply_cluster(
     Raises:
         ProvisionerError: some phase failed; the message says how to go on.
     """
-    from provisioner import phases  # noqa: PLC0415
+    from provisioner import members, phases, steps  # noqa: PLC0415
     from provisioner.session import discard  # noqa: PLC0415
 
     chosen = phases.choose(only=only, start=start, skip_verify=skip_verify)
@@ -105,8 +105,11 @@ def apply_cluster(
         session.display.plan([(phase.name, phase.title) for phase in phases.LOOK])
         looked = phases.run(session, phases.LOOK)
         if not looked.plan:
-            console.print("nothing to do: every machine is as cluster.yaml says (changed=0)")
+            if not looked.set_aside:
+                console.print("nothing to do: every machine is as cluster.yaml says (changed=0)")
+            steps.refuse_incomplete(looked)
             return
+        members.refuse_quorum_loss(looked, members.listing(looked))
         if not yes:
             _ask(looked)
         session.display.plan([(phase.name, phase.title) for phase in chosen])
@@ -116,6 +119,7 @@ def apply_cluster(
             discard(looked)
         seconds = session.display.seconds()
         workspace.record("seconds", **seconds)
+        steps.refuse_incomplete(looked)
     console.print(f"[green]applied[/]: {_count(len(looked.plan.changes), 'change')}; kubeconfig: {workspace.kubeconfig}")
 
 

@@ -20,7 +20,7 @@ from provisioner.preflight.model import Machine, Problem, Rule
 from provisioner.ssh import SshError
 from provisioner.workspace import Workspace
 
-__all__ = ["RULES", "Problem", "check", "cluster_id_of", "require_fit"]
+__all__ = ["RULES", "Problem", "check", "cluster_id_of", "is_running", "require_fit"]
 
 # In the order in which a machine's problems are told: what explains others comes first.
 RULES: Mapping[str, Rule] = {
@@ -43,8 +43,10 @@ RULES: Mapping[str, Rule] = {
     "swap": system.swap,
     "disk-space": system.disk_space,
     "disk-kind": system.disk_kind,
+    "disk-sync": system.disk_sync,
     "clock": system.clock,
     "cluster-address": network.cluster_address,
+    "virtual-address": network.virtual_address,
     "mac-address": network.mac_address,
     "mtu": network.mtu,
     "address-ranges": network.address_ranges,
@@ -104,6 +106,16 @@ def require_fit(problems: Sequence[Problem]) -> None:
             for problem in errors
             for line in (f"{problem.host}: {problem.message}", *([f"    {problem.remedy}"] if problem.remedy else []))
         ),
+    )
+
+
+def is_running(cluster: Cluster, facts: Mapping[str, HostFacts], cluster_id: str | None) -> bool:
+    """Whether some machine that answers runs a member of this very cluster's etcd: it has been built, and lives."""
+    return any(
+        Machine(cluster, node, facts[node.name], facts, cluster_id).is_ours
+        and facts[node.name].units.get("etcd.service") == "active"
+        for node in cluster.etcd_members
+        if node.name in facts
     )
 
 

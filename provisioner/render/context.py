@@ -21,6 +21,8 @@ class MachineTraits:
     zstd: bool = True
     memory_mib: int = 0
     resolv_conf: str = "/etc/resolv.conf"
+    # the one with the node's cluster address
+    interface: str = ""
     packages_missing: tuple[str, ...] = ()
 
 
@@ -54,6 +56,8 @@ class HostContext:
         artifacts: the cache's files for this machine's architecture, by artifact name.
         images: images by their short name (pause, coredns, agnhost).
         bootstrap_kubeconfig: a kubeconfig with a short-lived token, only for a node without a valid certificate.
+        joins_etcd: (name, peer URL) of every member, this one included, of the running etcd cluster that the machine's member
+            joins; empty where it is one of the founders.
     """
 
     cluster: Cluster
@@ -64,3 +68,4 @@ class HostContext:
     artifacts: Mapping[str, CachedArtifact]
     images: Mapping[str, Image]
     bootstrap_kubeconfig: bytes | None = field(default=None, repr=False)
+    joins_etcd: tuple[tuple[str, str], ...] = ()

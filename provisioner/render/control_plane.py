@@ -1,4 +1,4 @@
-"""Variables of the roles that make a control plane: etcd, kube_apiserver, kube_controller_manager, kube_scheduler."""
+"""Variables of the roles that make a control plane: etcd, kube_apiserver, vip, kube_controller_manager, kube_scheduler."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def etcd(host: HostContext) -> dict[str, object]:
     """https://etcd.io/docs/v3.6/op-guide/configuration/"""
     cluster, ip, name = host.cluster, host.node.ip, host.node.name
     client, peer = topology.ETCD_CLIENT_PORT, topology.ETCD_PEER_PORT
+    members = host.joins_etcd or tuple((member.name, topology.etcd_peer_url(member)) for member in cluster.etcd_members)
     computed: dict[str, FlagValue] = {
         "name": name,
         "advertise-client-urls": f"https://{ip}:{client}",
@@ -35,9 +36,9 @@ def etcd(host: HostContext) -> dict[str, object]:
     return {
         "etcd_flags": flags(role_defaults("etcd")["etcd_base_flags"], computed, cluster.etcd.flags),
         "etcd_birth": {
-            "ETCD_INITIAL_ADVERTISE_PEER_URLS": f"https://{ip}:{peer}",
-            "ETCD_INITIAL_CLUSTER": topology.etcd_initial_cluster(cluster),
-            "ETCD_INITIAL_CLUSTER_STATE": "new",
+            "ETCD_INITIAL_ADVERTISE_PEER_URLS": topology.etcd_peer_url(host.node),
+            "ETCD_INITIAL_CLUSTER": ",".join(f"{member}={url}" for member, url in members),
+            "ETCD_INITIAL_CLUSTER_STATE": "existing" if host.joins_etcd else "new",
             "ETCD_INITIAL_CLUSTER_TOKEN": f"{cluster.name}-{host.cluster_id}",
         },
         "etcd_health_url": f"http://127.0.0.1:{topology.ETCD_METRICS_PORT}/readyz",
@@ -64,6 +65,25 @@ def kube_apiserver(host: HostContext) -> dict[str, object]:
             role_defaults("kube_apiserver")["kube_apiserver_base_flags"], computed, cluster.components.kube_apiserver.flags
         ),
         "kube_apiserver_health_url": f"https://127.0.0.1:{topology.APISERVER_PORT}/readyz",
+    }
+
+
+def vip(host: HostContext) -> dict[str, object]:
+    """https://www.keepalived.org/manpage.html
+
+    The address goes with a prefix of 32: a second one of the machine's own network would depend on the first.
+    """
+    endpoint = host.cluster.control_plane_endpoint
+    assert endpoint, "by layout"  # noqa: S101
+    assert endpoint.vip, "by layout"  # noqa: S101
+    return {
+        "vip_address": f"{endpoint.host}/32",
+        "vip_interface": endpoint.vip.interface or host.traits.interface,
+        "vip_router_id": endpoint.vip.virtual_router_id,
+        "vip_source": str(host.node.ip),
+        "vip_peers": [str(node.ip) for node in host.cluster.control_planes if node.name != host.node.name],
+        "vip_health_port": topology.API_HEALTH_PORT,
+        "vip_apiserver_port": topology.APISERVER_PORT,
     }
 
 

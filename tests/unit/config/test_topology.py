@@ -43,7 +43,7 @@ def test_an_apiserver_with_a_member_uses_that_one_alone() -> None:
 
 def test_members_and_backends_use_cluster_addresses() -> None:
     cluster = cluster_of({"nodes.0.address": "a.example", "nodes.0.clusterAddress": "10.0.0.1"})
-    assert topology.etcd_initial_cluster(cluster) == (
+    assert ",".join(f"{member.name}={topology.etcd_peer_url(member)}" for member in cluster.etcd_members) == (
         "control-1=https://10.0.0.1:2380,control-2=https://192.168.56.12:2380,control-3=https://192.168.56.13:2380"
     )
     assert topology.api_backends(cluster)[0] == ("control-1", "10.0.0.1:6443")

@@ -126,7 +126,7 @@ def test_an_unknown_phase_is_refused_before_anything_is_looked_at(cli: Cli, tmp_
     done = cli("apply", option, "etdc", "--yes")
     assert done.returncode == ExitCode.BAD_INPUT
     assert "there is no phase 'etdc'" in done.stderr
-    assert "machines, etcd, control_plane" in done.stderr
+    assert "machines, members, etcd, control_plane" in done.stderr
     assert "Look at the machines" not in done.stderr
     assert not (tmp_path / "workspace").exists()
 

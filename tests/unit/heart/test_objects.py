@@ -305,3 +305,22 @@ def test_help_is_quick_to_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_down_comes_up_before_what_runs_is_restarted(make_cluster: MakeCluster, workspace: Workspace) -> None:
+    """Ansible goes through a group in the order of the inventory: a stopped member first, or the next restart takes the quorum."""
+    cluster = make_cluster()
+    states = states_of(cluster)
+    plan = Plan(
+        (
+            Change("cp-1", "etcd", "unit", "etcd.service", "restart (runs an older configuration)"),
+            Change("cp-2", "etcd", "unit", "etcd.service", "restart (runs an older configuration)"),
+            Change("etcd-1", "etcd", "unit", "etcd.service", "start (is inactive/dead)"),
+        )
+    )
+    etcd = inventory.Etcd(waiting=frozenset(["cp-2"]), joins="cp-2")
+    path = inventory.write(cluster, workspace, states, dict.fromkeys(states, "python3"), plan, etcd=etcd)
+    listed = [sys.executable, "-m", "ansible", "adhoc", "-i", str(path), "--list-hosts"]
+    for group, expected in (("differs_etcd", ["etcd-1", "cp-1"]), ("joins_etcd", ["cp-2"])):
+        done = subprocess.run([*listed, group], capture_output=True, text=True, check=True)
+        assert done.stdout.split()[2:] == expected, done.stdout

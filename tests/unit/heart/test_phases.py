@@ -292,7 +292,8 @@ def test_restarts_are_serial_where_the_service_runs(session: Session, monkeypatc
 
     monkeypatch.setattr(runner, "play", capture)
     units = {unit: {"active": active} for unit in ("etcd.service", "kube-apiserver.service", "kubelet.service")}
-    plays.play(replace(session, actual={"cp-1": {"units": {}}, "cp-2": {"units": units}}), ("etcd",))
+    actual = {"cp-1": {"units": {}}, "cp-2": {"units": units}, "etcd-1": {"units": units}}
+    plays.play(replace(session, actual=actual), ("etcd",))
     batch = 1 if active else "100%"
     batches = {"etcd_batch": batch, "kube_apiserver_batch": batch, "node_batch": batch}
     assert given["variables"] == {**batches, "node_gate": active}
@@ -300,6 +301,12 @@ def test_restarts_are_serial_where_the_service_runs(session: Session, monkeypatc
     assert record["event"] == "playbooks"
     assert record["counts"] == {"cp-1": {"executed": 3, "changed": 1}}
     assert record["seconds"] == {"play | task": 1.23}
+
+
+def test_founding_members_start_together_also_after_a_first_run_was_cut_short(session: Session) -> None:
+    units = {"etcd.service": {"active": True}}
+    assert plays.pace(replace(session, actual={"cp-1": {"units": units}}))["etcd_batch"] == "100%"
+    assert plays.pace(replace(session, actual={"cp-1": {"units": units}, "cp-2": {"units": units}}))["etcd_batch"] == 1
 
 
 def test_every_phase_has_a_name_of_its_own_and_a_title() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from provisioner import os_table, probe
-from provisioner.config import Cluster, Node
+from provisioner.config import Cluster, Node, Role
 from provisioner.errors import ProvisionerError
 from provisioner.ssh import Completed, Connections, SshError, Trouble, parallel
 
@@ -81,6 +81,15 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskSync:
+    """99th percentile of a sync to the disk of etcd's data, in ms. ``source``: "measured", or "etcd" where one runs and counts."""
+
+    p99_ms: float
+    syncs: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class HostFacts:
     """One machine, as it was looked at. Sizes in MiB, times in seconds; ports map to the listening program ("" if unknown).
 
@@ -94,6 +103,7 @@ class HostFacts:
         container: "systemd-nspawn", "lxc", ...; empty on a machine or a virtual machine.
         marker: content of the marker file, of whichever cluster; None without one.
         resolv_conf: the file pods should get their nameservers from.
+        disk_sync: how quickly the disk of etcd's data syncs; None on machines without the role etcd.
         incomplete: parts that could not be found out, and why.
     """
 
@@ -140,6 +150,7 @@ class HostFacts:
     ufw: bool
     marker: Mapping[str, object] | None
     leftovers: tuple[str, ...]
+    disk_sync: DiskSync | None = None
     probe_cpu_s: float = 0.0
     incomplete: Mapping[str, str] = field(default_factory=dict)
 
@@ -206,13 +217,13 @@ def look(cluster: Cluster, node: Node, connections: Connections) -> HostFacts:
     # connected beforehand: the time of the round trip is to be that of the probe, for the clock's sake
     connections.connect(node)
     sent = time.time()
-    done = connections.run(node, COMMAND, stdin=script(), timeout=SECONDS)
+    done = connections.run(node, COMMAND, stdin=script(etcd=node.has(Role.ETCD)), timeout=SECONDS)
     return parse(cluster, node, done, (sent, time.time()))
 
 
 @cache
-def script() -> bytes:
-    """The probe's text with its questions: the same for every machine."""
+def script(*, etcd: bool) -> bytes:
+    """The probe's text with its questions: the same for every machine, but that only those with etcd are asked for its disk."""
     questions = {
         "paths": PATHS,
         "features": {name: {"modules": modules, "config": options} for name, (modules, options) in FEATURES.items()},
@@ -220,6 +231,7 @@ def script() -> bytes:
         "marker": MARKER,
         "commands": [program.name for program in os_table.PROGRAMS] + ["systemd-sysusers", "sysctl", "tar", "zstd"],
         "leftovers": LEFTOVERS,
+        "disk_sync": ETCD_DATA if etcd else "",
     }
     # spawned by the interpreter from its standard input, the script has no file to be found by: send the text itself
     return f"{Path(probe.__file__).read_text(encoding='utf-8')}\nreport(json.loads({json.dumps(questions)!r}))\n".encode()
@@ -284,6 +296,7 @@ _UNKNOWN: Mapping[str, object] = {
     "systemd": 0,
     "selinux": "disabled",
     "marker": None,
+    "disk_sync": None,
 }
 
 
@@ -293,6 +306,8 @@ def _restore(name: str, value: object) -> object:
         return {int(port): program for port, program in value.items()}
     if name == "disks" and isinstance(value, Mapping):
         return {path: Disk(**disk) for path, disk in value.items()}
+    if name == "disk_sync" and isinstance(value, Mapping):
+        return DiskSync(**value)
     if name == "interfaces" and isinstance(value, Mapping):
         return {interface: tuple(addresses) for interface, addresses in value.items()}
     return tuple(value) if isinstance(value, list) else value

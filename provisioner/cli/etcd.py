@@ -67,8 +67,8 @@ def cure(cluster: ClusterOption = None, yes: YesOption = False, as_json: JsonOpt
             names = ", ".join(member for member, _ in alarms)
             console.print(
                 f"alarm NOSPACE (raised by {names}): etcd's database has reached its quota, and every write to the cluster is "
-                "refused until there is room and the alarm is lowered.\nTo do: forget the history of all keys (their present values stay; "
-                "clients that watch from an older revision list anew), defragment one member at a time, lower the alarm.",
+                "refused until there is room and the alarm is lowered.\nTo do: forget the history of all keys (their values now "
+                "stay; clients that watch from an older revision list anew), defragment one member at a time, lower the alarm.",
                 markup=False,
             )
             _ask("Cure it?")

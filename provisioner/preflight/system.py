@@ -21,6 +21,8 @@ OLDEST_SYSTEMD = 247
 CONTROL_PLANE_MEMORY = 1700
 WORKER_MEMORY = 700
 ETCD_MEMORY = 450
+# Milliseconds, 99th percentile of wal_fsync: https://etcd.io/docs/v3.6/faq/
+DISK_SYNC_P99 = 10.0
 # Seconds.
 SKEW_WARNING = 2.0
 SKEW_ERROR = 30.0
@@ -213,6 +215,20 @@ def disk_kind(machine: Machine) -> Iterator[Finding]:
         yield info(
             f"{paths.ETCD_DATA} is on a disk that says it rotates: etcd wants an SSD", "ignore it for a virtual disk on an SSD"
         )
+
+
+def disk_sync(machine: Machine) -> Iterator[Finding]:
+    """The disk syncs as quickly as etcd needs it to: each write to the cluster waits for that on most of the members."""
+    found = machine.facts.disk_sync
+    if found is None or not machine.has(Role.ETCD) or found.p99_ms <= DISK_SYNC_P99:
+        return
+    how = f"of {found.syncs} syncs tried now" if found.source == "measured" else f"as etcd counted {found.syncs} since its start"
+    yield warning(
+        f"the disk of {paths.ETCD_DATA} is slow to sync: p99 {found.p99_ms:.1f} ms ({how}); "
+        f"etcd wants less than {DISK_SYNC_P99:g} ms (https://etcd.io/docs/v3.6/faq/)",
+        "put it on an SSD of its own, and keep other writers off it; where that cannot be, raise `etcd.heartbeatInterval` and "
+        "`etcd.electionTimeout` (docs/etcd.md)",
+    )
 
 
 def clock(machine: Machine) -> Iterator[Finding]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import os
 import time
+from pathlib import Path
 
 import pytest
 
 from provisioner import os_table, probe
 from provisioner.config import Cluster
 from provisioner.errors import ProvisionerError
-from provisioner.facts import COMMAND, HostFacts, parse, script
+from provisioner.facts import COMMAND, DiskSync, HostFacts, parse, script
 from provisioner.ssh import Completed, SshError, Trouble
 
 CLUSTER = Cluster.model_validate({"name": "t", "nodes": [{"name": "a", "address": "10.0.0.1", "roles": ["control-plane", "etcd"]}]})
@@ -100,13 +102,59 @@ def test_a_machine_without_a_fit_python(done: Completed, words: str) -> None:
 
 
 def test_the_probe_is_self_contained_python_of_the_oldest_kind() -> None:
-    tree = ast.parse(script(), feature_version=(3, 7))
+    tree = ast.parse(script(etcd=True), feature_version=(3, 7))
     imported = {name.name.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     imported |= {node.module.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     assert "provisioner" not in imported
     assert imported <= {*("__future__", "collections", "ctypes", "gzip", "json", "os", "platform", "re", "resource"),
-                        *("signal", "socket", "struct", "subprocess", "sys", "time")}  # fmt: skip
+                        *("signal", "socket", "struct", "subprocess", "sys", "tempfile", "time")}  # fmt: skip
     assert "python3" in COMMAND
+
+
+HISTOGRAM = """\
+# TYPE etcd_disk_wal_fsync_duration_seconds histogram
+etcd_disk_wal_fsync_duration_seconds_bucket{le="0.001"} 500
+etcd_disk_wal_fsync_duration_seconds_bucket{le="0.002"} 900
+etcd_disk_wal_fsync_duration_seconds_bucket{le="0.004"} 980
+etcd_disk_wal_fsync_duration_seconds_bucket{le="0.008"} 1000
+etcd_disk_wal_fsync_duration_seconds_bucket{le="+Inf"} 1000
+etcd_disk_wal_fsync_duration_seconds_sum 1.4
+etcd_disk_wal_fsync_duration_seconds_count 1000
+etcd_disk_backend_commit_duration_seconds_bucket{le="0.001"} 1
+"""
+
+
+def test_p99_out_of_etcds_histogram() -> None:
+    # the 990th of 1000 lies half way through the bucket from 4 to 8 ms, which holds 20
+    assert probe.counted_sync(HISTOGRAM) == {"p99_ms": 6.0, "syncs": 1000, "source": "etcd"}
+    beyond = HISTOGRAM.replace('le="0.008"} 1000', 'le="0.008"} 985')
+    assert probe.counted_sync(beyond) == {"p99_ms": 8.0, "syncs": 1000, "source": "etcd"}
+    assert probe.counted_sync(HISTOGRAM.replace(" 1000", " 0").replace(" 9", " 0").replace(" 5", " 0")) is None
+    assert probe.counted_sync("") is None
+
+
+def test_a_sync_is_tried_without_leaving_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = time.monotonic()
+    found = probe.measured_sync(str(tmp_path / "not" / "there"))
+    assert time.monotonic() - begin < 30, "bounded, also on a slow disk"
+    assert found["source"] == "measured"
+    assert 1 <= int(str(found["syncs"])) <= 300
+    assert float(str(found["p99_ms"])) >= 0
+    assert list(tmp_path.iterdir()) == []
+    # a filesystem without O_TMPFILE refuses the flag with EOPNOTSUPP; so does the system here for a directory that is written to
+    monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)
+    assert probe.measured_sync(str(tmp_path))["source"] == "measured"
+    assert list(tmp_path.iterdir()) == []
+    assert probe.disk_sync("") == {"disk_sync": None}
+
+
+def test_only_machines_with_etcd_are_asked_for_their_disk() -> None:
+    assert b'"disk_sync": "/var/lib/etcd"' in script(etcd=True)
+    assert b'"disk_sync": ""' in script(etcd=False)
+    facts = parse(CLUSTER, NODE, answer(disk_sync={"p99_ms": 1.5, "syncs": 300, "source": "measured"}), (0, 0))
+    assert facts.disk_sync == DiskSync(1.5, 300, "measured")
+    assert HostFacts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
+    assert parse(CLUSTER, NODE, answer(), (0, 0)).disk_sync is None
 
 
 def test_the_probe_on_this_machine(tmp_path_factory: pytest.TempPathFactory) -> None:

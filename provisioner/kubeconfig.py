@@ -1,4 +1,4 @@
-"""Kubeconfigs as bytes: one cluster, one user, one context, everything embedded; the same input gives the same bytes.
+"""Kubeconfigs as bytes: one cluster, one user, everything embedded; the same input gives the same bytes.
 
 The format: https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/
 """
@@ -6,6 +6,7 @@ The format: https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -14,7 +15,17 @@ import yaml
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
-def render(*, server: str, ca: bytes, cluster: str, user: str, certificate: bytes, key: bytes, context: str | None = None) -> bytes:
+def render(
+    *,
+    server: str,
+    ca: bytes,
+    cluster: str,
+    user: str,
+    certificate: bytes,
+    key: bytes,
+    context: str | None = None,
+    others: Mapping[str, str] | None = None,
+) -> bytes:
     """A kubeconfig whose user is a client certificate.
 
     Args:
@@ -25,9 +36,11 @@ def render(*, server: str, ca: bytes, cluster: str, user: str, certificate: byte
         certificate: PEM of the client certificate.
         key: PEM of its key; it makes the result a secret.
         context: name of the context; default ``USER@CLUSTER``, as kubeadm names it.
+        others: further ways to the same API, URL by name: each gets a cluster ``CLUSTER-NAME`` and a context of its own.
     """
     credentials = {"client-certificate-data": _base64(certificate), "client-key-data": _base64(key)}
-    return _document(server, ca, cluster, user=user, credentials=credentials, context=context)
+    servers = {cluster: server, **{f"{cluster}-{name}": url for name, url in (others or {}).items()}}
+    return _document(servers, ca, user=user, credentials=credentials, context=context)
 
 
 def bootstrap(*, server: str, ca: bytes, cluster: str, token: str) -> bytes:
@@ -35,18 +48,35 @@ def bootstrap(*, server: str, ca: bytes, cluster: str, token: str) -> bytes:
 
     https://kubernetes.io/docs/reference/access-authn-authz/kubelet-tls-bootstrapping/
     """
-    return _document(server, ca, cluster, user="kubelet-bootstrap", credentials={"token": token})
+    return _document({cluster: server}, ca, user="kubelet-bootstrap", credentials={"token": token})
 
 
-def _document(server: str, ca: bytes, cluster: str, *, user: str, credentials: dict[str, str], context: str | None = None) -> bytes:
-    name = context or f"{user}@{cluster}"
+def server_of(content: bytes) -> str:
+    """The URL that a kubeconfig of ours leads to; empty where it is none."""
+    try:
+        return str(yaml.safe_load(content)["clusters"][0]["cluster"]["server"])
+    except (yaml.YAMLError, TypeError, KeyError, IndexError):
+        return ""
+
+
+def _document(
+    servers: Mapping[str, str], ca: bytes, *, user: str, credentials: dict[str, str], context: str | None = None
+) -> bytes:
+    """``servers``: URL by cluster name; the first is the current context's."""
+    names = {cluster: f"{user}@{cluster}" for cluster in servers}
+    current = next(iter(names))
+    names[current] = context or names[current]
+    authority = _base64(ca)
     document = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": cluster, "cluster": {"certificate-authority-data": _base64(ca), "server": server}}],
+        "clusters": [
+            {"name": cluster, "cluster": {"certificate-authority-data": authority, "server": server}}
+            for cluster, server in servers.items()
+        ],
         "users": [{"name": user, "user": credentials}],
-        "contexts": [{"name": name, "context": {"cluster": cluster, "user": user}}],
-        "current-context": name,
+        "contexts": [{"name": name, "context": {"cluster": cluster, "user": user}} for cluster, name in names.items()],
+        "current-context": names[current],
     }
     text: str = yaml.dump(document, Dumper=_DUMPER, sort_keys=False, default_flow_style=False, width=1 << 20)
     return text.encode()

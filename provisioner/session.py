@@ -20,7 +20,7 @@ from provisioner.desired import File, HostState, Shipment, save_host, save_shipm
 from provisioner.display import Display, Work
 from provisioner.errors import ProvisionerError
 from provisioner.facts import HostFacts, gather
-from provisioner.kubeconfig import bootstrap
+from provisioner.kubeconfig import bootstrap, server_of
 from provisioner.kubeconfig import render as render_kubeconfig
 from provisioner.pki import BootstrapToken, CaName, Pki
 from provisioner.plan import Plan
@@ -136,23 +136,24 @@ def issue(session: Session) -> Session:
     return replace(session, pki=made)
 
 
-def write_kubeconfigs(cluster: Cluster, workspace: Workspace, made: Pki) -> None:
-    """The everyday administrator's kubeconfig and the break-glass one, where they differ from what is there."""
-    endpoint = cluster.control_plane_endpoint
-    server = (
-        f"https://{endpoint.host}:{endpoint.port}"
-        if endpoint
-        else f"https://{cluster.control_planes[0].ip}:{topology.APISERVER_PORT}"
-    )
+def write_kubeconfigs(cluster: Cluster, workspace: Workspace, made: Pki, *, server: str = "") -> None:
+    """The everyday administrator's kubeconfig and the break-glass one, where they differ from what is there.
+
+    Args:
+        server: URL of the current context, one of ``topology.api_urls``; default: the one that the file leads to now.
+    """
+    urls = topology.api_urls(cluster)
     for name, path in (("admin", workspace.kubeconfig), ("break-glass", workspace.root / "break-glass.kubeconfig")):
         leaf = made.leaf(name)
+        now = server or (server_of(path.read_bytes()) if path.exists() else "")
         content = render_kubeconfig(
-            server=server,
+            server=now if now in urls.values() else next(iter(urls.values())),
             ca=made.cas[CaName.CLUSTER].certificate,
             cluster=cluster.name,
             user=name,
             certificate=leaf.certificate,
             key=leaf.key,
+            others=urls if len(urls) > 1 else {},
         )
         if not path.exists() or path.read_bytes() != content:
             write_atomic(path, content)

@@ -41,6 +41,13 @@ def api_backends(cluster: Cluster) -> tuple[tuple[str, str], ...]:
     return tuple((node.name, f"{node.ip}:{APISERVER_PORT}") for node in cluster.control_planes)
 
 
+def api_urls(cluster: Cluster) -> dict[str, str]:
+    """Where users reach the API, by name: the endpoint of cluster.yaml alone, else every control plane."""
+    if endpoint := cluster.control_plane_endpoint:
+        return {"endpoint": f"https://{endpoint.host}:{endpoint.port}"}
+    return {node.name: f"https://{node.ip}:{APISERVER_PORT}" for node in cluster.control_planes}
+
+
 def etcd_servers_of(cluster: Cluster, node: Node) -> tuple[str, ...]:
     """The etcd endpoints of one apiserver: its local member alone, so that a dead member takes only its own apiserver
     out of the proxies; every member where none is local."""

@@ -180,9 +180,21 @@ def up(
 
 
 def kubeconfig(cluster: ClusterOption = None) -> None:
-    """Print the administrator's kubeconfig on stdout."""
-    _, workspace = open_cluster(cluster)
+    """Print the administrator's kubeconfig on stdout, with a control plane that answers as its current context."""
+    from provisioner import endpoint, pki, topology  # noqa: PLC0415
+    from provisioner.kubeconfig import server_of  # noqa: PLC0415
+    from provisioner.session import write_kubeconfigs  # noqa: PLC0415
+
+    opened, workspace = open_cluster(cluster)
     path: Path = workspace.kubeconfig
     if not path.exists():
         raise BadInput(f"{path}: there is none yet", hint="`provisioner apply` makes it")
+    now, urls = server_of(path.read_bytes()), tuple(topology.api_urls(opened).values())
+    keys = pki.read(workspace.pki, now=dt.datetime.now(dt.UTC)) if len(urls) > 1 else None
+    if keys:
+        open_one = endpoint.answering(sorted(urls, key=lambda url: url != now), keys.cas[pki.CaName.CLUSTER].certificate)
+        if not open_one:
+            console.print("[yellow]warning:[/] no control plane answers from here; `provisioner status` looks at them through SSH")
+        elif open_one != now:
+            write_kubeconfigs(opened, workspace, keys, server=open_one)
     output.out(path.read_text(), end="")

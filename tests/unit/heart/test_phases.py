@@ -292,7 +292,7 @@ def test_restarts_are_serial_where_the_service_runs(session: Session, monkeypatc
 
     monkeypatch.setattr(runner, "play", capture)
     units = {unit: {"active": active} for unit in ("etcd.service", "kube-apiserver.service", "kubelet.service")}
-    actual = {"cp-1": {"units": {}}, "cp-2": {"units": units}, "etcd-1": {"units": units}}
+    actual: dict[str, dict[str, object]] = {"cp-1": {"units": {}}, "cp-2": {"units": units}, "etcd-1": {"units": units}}
     plays.play(replace(session, actual=actual), ("etcd",))
     batch = 1 if active else "100%"
     batches = {"etcd_batch": batch, "kube_apiserver_batch": batch, "node_batch": batch}

@@ -122,3 +122,30 @@ current-context: kubelet-bootstrap@test
 def test_tokens_that_look_like_numbers_stay_text(token: str) -> None:
     document = yaml.safe_load(kubeconfig.bootstrap(server="https://x", ca=b"c", cluster="test", token=token))
     assert document["users"][0]["user"]["token"] == token
+
+
+def test_every_way_to_the_api_has_a_context() -> None:
+    content = kubeconfig.render(
+        server="https://10.0.0.12:6443",
+        ca=b"c",
+        cluster="test",
+        user="admin",
+        certificate=b"a",
+        key=b"k",
+        others={"cp-1": "https://10.0.0.11:6443", "cp-2": "https://10.0.0.12:6443"},
+    )
+    document = yaml.safe_load(content)
+    servers = {cluster["name"]: cluster["cluster"]["server"] for cluster in document["clusters"]}
+    contexts = {context["name"]: servers[context["context"]["cluster"]] for context in document["contexts"]}
+    assert contexts == {
+        "admin@test": "https://10.0.0.12:6443",
+        "admin@test-cp-1": "https://10.0.0.11:6443",
+        "admin@test-cp-2": "https://10.0.0.12:6443",
+    }
+    assert document["current-context"] == "admin@test"
+    assert kubeconfig.server_of(content) == "https://10.0.0.12:6443"
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"clusters: []", b"clusters: [{name: x}]", b"a: [", b"\xff"])
+def test_what_is_no_kubeconfig_leads_nowhere(content: bytes) -> None:
+    assert kubeconfig.server_of(content) == ""

@@ -11,7 +11,7 @@ import json
 import ssl
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,16 +147,26 @@ class ClusterApi:
     """The API of one cluster, over whichever control plane answers. Thread-safe; a context manager.
 
     Args:
-        cluster: whose control planes to try, in the file's order.
+        cluster: whose control planes to try.
         workspace: where the client's certificate lies for the time of the connection (0600, in a 0700 directory).
         connections: carries the forwards.
         pki: issues the client's certificate and knows the cluster's CA.
         leaf: name of the client certificate in the PKI.
+        last: control planes known not to answer, tried after all others.
     """
 
-    def __init__(self, cluster: Cluster, workspace: Workspace, connections: Connections, pki: Pki, *, leaf: str = "admin") -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        workspace: Workspace,
+        connections: Connections,
+        pki: Pki,
+        *,
+        leaf: str = "admin",
+        last: Container[str] = (),
+    ) -> None:
         self._library = _library()
-        self._cluster = cluster
+        self._planes = tuple(sorted(cluster.control_planes, key=lambda node: node.name in last))
         self._connections = connections
         self._ca = pki.cas[CaName.CLUSTER].certificate
         workspace.create()
@@ -166,7 +176,7 @@ class ClusterApi:
         self._lock = threading.Lock()
         self._node_locks = {node.name: threading.Lock() for node in cluster.control_planes}
         self._endpoints: dict[str, _Endpoint] = {}
-        self._current = cluster.control_planes[0]
+        self._current = next(iter(self._planes))
         self._discovered: dict[tuple[str, str], tuple[str, bool]] = {}
 
     def __enter__(self) -> ClusterApi:
@@ -381,9 +391,8 @@ class ClusterApi:
             raise ClusterApiError(f"{node.name}: the apiserver does not answer: {error}") from None
 
     def _order(self) -> list[Node]:
-        planes = list(self._cluster.control_planes)
-        start = planes.index(self._current)
-        return planes[start:] + planes[:start]
+        start = self._planes.index(self._current)
+        return [*self._planes[start:], *self._planes[:start]]
 
     def _send(self, node: Node, call: _Request, timeout: float, *, anonymous: bool = False) -> Response:
         try:

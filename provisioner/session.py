@@ -75,7 +75,7 @@ class Session:
 
     def api(self, *, leaf: str = "admin") -> ClusterApi:
         """The cluster's API through whichever control plane answers; a context manager."""
-        return ClusterApi(self.cluster, self.workspace, self.connections, self.the_pki(), leaf=leaf)
+        return ClusterApi(self.cluster, self.workspace, self.connections, self.the_pki(), leaf=leaf, last=self.set_aside)
 
 
 def look(session: Session) -> Session:

@@ -192,6 +192,16 @@ def test_a_machine_that_does_not_even_accept(sshd: Sshd, workspace: Workspace, m
             assert "no answer" in fails(cluster_of(sshd), workspace, Trouble.TIMEOUT).message
 
 
+def test_who_would_rather_know_soon_is_told_soon(sshd: Sshd, workspace: Workspace) -> None:
+    sshd.stop()
+    cluster = cluster_of(sshd)
+    with socket.create_server(("127.0.0.1", sshd.port)), Connections(cluster, workspace, seconds=0.5) as connections:
+        begin = time.monotonic()
+        with pytest.raises(SshError, match=r"answers nothing within 0\.5 s"):
+            connections.connect(cluster.nodes[0])
+        assert time.monotonic() - begin < 15, "the usual limit is 20 s"
+
+
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
 def test_a_server_that_is_no_ssh_server(sshd: Sshd, workspace: Workspace, answer: bytes) -> None:
     sshd.stop()

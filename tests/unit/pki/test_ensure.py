@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from provisioner.config import Cluster
 from provisioner.errors import BadInput
-from provisioner.pki import MAX_NODE_NAME, CaName, Leaf, Lifetimes, Pki, PkiError, cluster_id, ensure
+from provisioner.pki import MAX_NODE_NAME, CaName, Leaf, Lifetimes, Pki, PkiError, cluster_id, ensure, read
 from provisioner.pki.issue import issue, new_ca, new_key, private_pem
 from provisioner.pki.specs import SERVER, Request, requests_for
 from provisioner.pki.store import encode_leaves, read_leaves
@@ -405,3 +405,27 @@ def test_a_directory_that_cannot_be_used(cluster: Cluster, tmp_path: Path, now: 
     with pytest.raises(PkiError, match="file") as raised:
         ensure(cluster, tmp_path / "file" / "pki", now=now)
     assert "must be able to write" in raised.value.hint
+
+
+def test_reading_writes_nothing_and_gives_what_the_controller_needs(pki: Pki, root: Path, now: dt.datetime) -> None:
+    before = snapshot(root)
+    found = read(root, now=now)
+    assert snapshot(root) == before
+    assert (found.cas, found.service_account, found.encryption_key) == (pki.cas, pki.service_account, pki.encryption_key)
+    assert {node for node, _ in found.leaves} == {None}
+    assert {name: leaf for (_, name), leaf in found.leaves.items()} == leaves_of(pki, None)
+
+
+def test_reading_replaces_what_has_expired_in_memory_alone(pki: Pki, root: Path, now: dt.datetime) -> None:
+    before = snapshot(root)
+    later = now + dt.timedelta(days=800)
+    found = read(root, now=later)
+    assert found.leaf("admin").not_after > later
+    assert found.leaf("admin") != pki.leaf("admin")
+    assert snapshot(root) == before
+
+
+def test_reading_what_was_never_made(root: Path, now: dt.datetime) -> None:
+    with pytest.raises(BadInput, match="no cluster was built from here"):
+        read(root, now=now)
+    assert not root.exists()

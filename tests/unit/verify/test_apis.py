@@ -295,6 +295,36 @@ def test_etcds_numbers_come_as_strings(member: tuple[Server, EtcdApi]) -> None:
     assert json.loads(server.asked[-1][3]) == {"key": "L3JlZ2lzdHJ5L25vbmU="}
 
 
+def test_maintenance_of_a_member(member: tuple[Server, EtcdApi]) -> None:
+    server, api = member
+    server.answer = lambda *_: (200, {})
+    api.defragment(timeout=60)
+    api.move_leader(2**63 + 1)
+    api.disarm(Alarm(5, "NOSPACE"))
+    assert api.compact(900, timeout=60)
+    assert [(path, json.loads(body)) for _, path, _, body in server.asked] == [
+        ("/v3/maintenance/defragment", {}),
+        ("/v3/maintenance/transfer-leadership", {"targetID": "9223372036854775809"}),
+        ("/v3/maintenance/alarm", {"action": "DEACTIVATE", "memberID": "5", "alarm": "NOSPACE"}),
+        ("/v3/kv/compaction", {"revision": "900", "physical": True}),
+    ]
+    server.answer = lambda *_: (400, {"code": 11, "message": "etcdserver: mvcc: required revision has been compacted"})
+    assert not api.compact(900, timeout=60)
+    server.answer = lambda *_: (503, {"code": 14, "message": "etcdserver: request timed out"})
+    with pytest.raises(EtcdError, match="timed out"):
+        api.compact(900, timeout=60)
+
+
+def test_a_call_has_the_time_it_was_given_and_the_next_one_the_usual(member: tuple[Server, EtcdApi]) -> None:
+    server, api = member
+    released = threading.Event()
+    server.answer = lambda *_: (200, {"version": "3.6.14"} if released.wait(30) else {})
+    with pytest.raises(EtcdError, match="does not answer: TimeoutError"):
+        api.call("/v3/maintenance/status", timeout=0.2)
+    released.set()
+    assert api.status().version == "3.6.14"
+
+
 def test_an_error_of_etcd_names_the_member(member: tuple[Server, EtcdApi]) -> None:
     server, api = member
     server.answer = lambda *_: (503, {"code": 14, "message": "etcdserver: no leader"})

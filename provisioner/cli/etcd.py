@@ -61,9 +61,10 @@ def cure(cluster: ClusterOption = None, yes: YesOption = False, as_json: JsonOpt
     from provisioner.lifecycle import etcd  # noqa: PLC0415 - keeps `--help` quick
 
     with _members(cluster, "etcd cure") as (loaded, apis):
-        alarms = etcd.raised(etcd.statuses(apis))
-        etcd.refuse_corrupt(alarms)
-        if alarms and not yes:
+        known = etcd.statuses(apis)
+        alarms = etcd.raised(known)
+        etcd.refuse_corrupt(alarms, known)
+        if any(alarm.alarm == etcd.NOSPACE for _, alarm in alarms) and not yes:
             names = ", ".join(member for member, _ in alarms)
             console.print(
                 f"alarm NOSPACE (raised by {names}): etcd's database has reached its quota, and every write to the cluster is "
@@ -76,7 +77,7 @@ def cure(cluster: ClusterOption = None, yes: YesOption = False, as_json: JsonOpt
     if as_json:
         print_json({"cluster": loaded.name, **done.to_json()})
     elif done.alarms:
-        output.print("cured: etcd takes writes again", markup=False)
+        output.print("cured: no alarm is raised any more, and etcd takes writes", markup=False)
     else:
         output.print("nothing to cure: no alarm is raised", markup=False)
 

@@ -101,7 +101,7 @@ def _etcd(found: Status) -> Table:
 def _state(member: EtcdMember) -> str:
     if member.healthy:
         return _mark(True, "leader" if member.leader else "learner" if member.learner else "follower")
-    return _mark(False, "no leader" if member.raft_index is not None else "STRANGER" if "cluster.yaml" in member.error else "DOWN")
+    return _mark(False, "no leader" if member.raft_index is not None else "STRANGER" if "member list" in member.error else "DOWN")
 
 
 def _number(value: int | None) -> str:

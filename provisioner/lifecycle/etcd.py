@@ -251,13 +251,13 @@ def raised(known: Mapping[str, Status]) -> tuple[tuple[str, Alarm], ...]:
     return tuple((names.get(alarm.member_id, f"{alarm.member_id:x}"), alarm) for alarm in alarms)
 
 
-def refuse_corrupt(alarms: Sequence[tuple[str, Alarm]]) -> None:
+def refuse_corrupt(alarms: Sequence[tuple[str, Alarm]], known: Mapping[str, Status]) -> None:
     """A corrupt member must not be compacted, defragmented or disarmed: it needs other data.
 
     Raises:
-        EtcdError: there is one.
+        EtcdError: there is one among the members.
     """
-    corrupt = [member for member, alarm in alarms if alarm.alarm == CORRUPT]
+    corrupt = [member for member, alarm in alarms if alarm.alarm == CORRUPT and member in known]
     if corrupt:
         raise EtcdError(
             f"alarm CORRUPT on {', '.join(corrupt)}: its data is not that of the other members, and no compaction cures that; "
@@ -269,6 +269,8 @@ def refuse_corrupt(alarms: Sequence[tuple[str, Alarm]]) -> None:
 def cure(apis: Sequence[EtcdApi], quota: int, say: Say) -> Cured:
     """Cure NOSPACE: forget history, defragment every member, and lower the alarm if there is room again.
 
+    An alarm of a member that is gone is lowered as well: nobody else would.
+
     Args:
         apis: every member of cluster.yaml.
         quota: bytes, for members that do not tell theirs.
@@ -279,28 +281,33 @@ def cure(apis: Sequence[EtcdApi], quota: int, say: Say) -> Cured:
     """
     known = require_whole(apis)
     alarms = raised(known)
-    refuse_corrupt(alarms)
-    full = [(member, alarm) for member, alarm in alarms if alarm.alarm == NOSPACE]
-    if not full:
-        return Cured()
+    refuse_corrupt(alarms, known)
+    revision: int | None = None
+    defragmented: tuple[Defragmented, ...] = ()
+    if any(alarm.alarm == NOSPACE and member in known for member, alarm in alarms):
+        revision, defragmented = _make_room(apis, known, say)
+        still = {name: status for name, status in statuses(apis).items() if status.db_size > FULL * (status.db_size_quota or quota)}
+        if still:
+            raise still_full(still, quota)
+    for member, alarm in alarms:
+        apis[0].disarm(alarm)
+        say(f"{member}: alarm {alarm.alarm} lowered")
+    if alarms and (left := apis[0].alarms()):
+        raise EtcdError(
+            f"alarm {left[0].alarm} is up again at once: something writes faster than there is room",
+            hint="find what writes so much, then run this again",
+        )
+    return Cured(tuple((member, alarm.alarm) for member, alarm in alarms), revision, defragmented)
+
+
+def _make_room(apis: Sequence[EtcdApi], known: Mapping[str, Status], say: Say) -> tuple[int, tuple[Defragmented, ...]]:
+    """Forget history up to now, then give back its room; returns the revision up to which it is forgotten."""
     leader = next(_named(apis, name) for name, status in known.items() if status.leader == status.member_id)
     revision = max(status.revision for status in known.values())
     leader.compact(revision, timeout=LONG)
     say(f"history before revision {revision} forgotten")
     wait_until("compaction settled on every member", _Settled(apis), seconds=LONG, every=0.5)
-    defragmented = defragment(apis, say)
-    still = {name: status for name, status in statuses(apis).items() if status.db_size > FULL * (status.db_size_quota or quota)}
-    if still:
-        raise still_full(still, quota)
-    for member, alarm in full:
-        apis[0].disarm(alarm)
-        say(f"{member}: alarm {alarm.alarm} lowered")
-    if left := apis[0].alarms():
-        raise EtcdError(
-            f"alarm {left[0].alarm} is up again at once: something writes faster than there is room",
-            hint="find what writes so much, then run this again",
-        )
-    return Cured(tuple((member, alarm.alarm) for member, alarm in full), revision, defragmented)
+    return revision, defragment(apis, say)
 
 
 def still_full(known: Mapping[str, Status], quota: int) -> EtcdError:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from provisioner.ssh import Connections
 
 MIB = 1 << 20
+GONE = "its alarm outlived it: no longer in etcd's member list"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,12 @@ def assemble(cluster: Cluster, views: Mapping[str, View | str]) -> Etcd:
         )
         for entry in listed
         if entry.id not in ours
+    ]
+    accounted = {status.member_id for status in statuses.values()} | {entry.id for entry in listed}
+    members += [
+        EtcdMember(name=f"{number:x}", id=f"{number:x}", listed=False, alarms=tuple(sorted(names)), error=GONE)
+        for number, names in sorted(alarms.items())
+        if listed and number not in accounted
     ]
     quorum = any(status.leader for status in statuses.values()) if statuses else None
     return Etcd(tuple(members), quorum)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from provisioner.status.etcd import GONE
 from provisioner.status.model import EtcdMember, Problem, Status
 
 CLUSTER = "cluster"
@@ -63,6 +64,11 @@ def _etcd(status: Status) -> Iterator[Problem]:
             CLUSTER, f"etcd runs with {alive} of {len(voters)} members: the loss of another one stops it", "bring them back"
         )
     for member in members:
+        if member.error == GONE:
+            yield Problem(
+                CLUSTER, f"etcd alarm {', '.join(member.alarms)} of a member that is gone ({member.id})", "`provisioner etcd cure`"
+            )
+            continue
         if not member.healthy and member.name not in dark:
             yield _unhealthy(member)
         if member.healthy and member.listed is False:

@@ -163,6 +163,14 @@ def test_a_stranger_and_a_member_that_has_not_started() -> None:
     assert found["gone"].error == "in etcd's member list, but not in cluster.yaml"
 
 
+def test_an_alarm_outlives_its_member() -> None:
+    found = etcd.assemble(CLUSTER, views(cp_2=said("cp-2", errors=("memberID:255 alarm:CORRUPT ",))))
+    assert (found.members[3].name, found.members[3].alarms) == ("ff", ("CORRUPT",))
+    assert told(replace(whole(), etcd=found)) == [
+        "cluster: etcd alarm CORRUPT of a member that is gone (ff) -> `provisioner etcd cure`"
+    ]
+
+
 # -- the API -------------------------------------------------------------------------------------------------------------------
 
 

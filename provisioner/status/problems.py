@@ -117,15 +117,17 @@ def _apiservers(status: Status) -> Iterator[Problem]:
 
 
 def _leases(status: Status) -> Iterator[Problem]:
+    full = any("NOSPACE" in member.alarms for member in status.etcd.members)
+    blocked = full or status.stale or status.etcd.quorum is False
     for lease in status.leases:
         if lease.error or lease.expired:
             cause = lease.error or f"{lease.holder} has not renewed the lease for {lease.seconds or 0:.0f} s"
             yield Problem(
                 lease.component,
                 f"nobody leads: {cause}",
-                f"`journalctl -u {lease.component}` on the control planes"
-                if not status.stale
-                else "it follows when etcd takes writes again",
+                "it follows when etcd takes writes again"
+                if blocked
+                else f"`journalctl -u {lease.component}` on the control planes",
             )
 
 

@@ -22,7 +22,7 @@ from provisioner.artifacts.lock import load_lock
 from provisioner.cluster_api import ClusterApi, Object
 from provisioner.config import Cluster, Node, Role
 from provisioner.errors import ProvisionerError
-from provisioner.etcd_api import EtcdApi, Status
+from provisioner.etcd_api import EtcdApi, Member, Status
 from provisioner.pki import CaName
 from provisioner.ssh import Connections
 from provisioner.topology import API_PROXY_URL, APISERVER_PORT, ETCD_METRICS_PORT
@@ -289,6 +289,11 @@ class Kit:
         """What one etcd member says."""
         with EtcdApi(node, self.workspace, self.connections, self.pki) as etcd:
             return etcd.status()
+
+    def member_list(self) -> tuple[Member, ...]:
+        """Etcd's member list, as a quorum knows it."""
+        with EtcdApi(self.cluster.etcd_members[0], self.workspace, self.connections, self.pki) as etcd:
+            return etcd.members()
 
     def leader(self) -> str:
         """The machine with etcd's leader."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from provisioner.config import Cluster, Node
+from provisioner.config import Cluster, Node, Role
 
 ARCHITECTURES = ("amd64", "arm64")
 
@@ -66,9 +66,10 @@ MOUNT = Program("mount", "mount", "util-linux", "kubelet mounts volumes with it"
 HAPROXY = Program("haproxy", "haproxy", "haproxy", "the node's own proxy to the API servers")
 IPTABLES = Program("iptables", "iptables", "iptables-nft", "the CNI plugins and flannel write their rules with it")
 NFT = Program("nft", "nftables", "nftables", "kube-proxy writes its rules with it")
+KEEPALIVED = Program("keepalived", "keepalived", "keepalived", "holds the virtual address of the API on a control plane")
 CONNTRACK = Program("conntrack", "conntrack", "conntrack-tools", "shows and clears connections when something is to be found out")
 
-PROGRAMS = (IP, MODPROBE, MOUNT, HAPROXY, IPTABLES, NFT, CONNTRACK)
+PROGRAMS = (IP, MODPROBE, MOUNT, HAPROXY, IPTABLES, NFT, CONNTRACK, KEEPALIVED)
 
 
 def family_of(os_id: str, os_like: tuple[str, ...] = ()) -> Family | None:
@@ -98,4 +99,6 @@ def programs_for(cluster: Cluster, node: Node) -> tuple[Program, ...]:
         return ()
     nftables = cluster.network.proxy_mode == "nftables"
     rules = (NFT,) if nftables and cluster.network.plugin == "none" else (NFT, IPTABLES) if nftables else (IPTABLES,)
-    return (IP, MODPROBE, MOUNT, HAPROXY, CONNTRACK, *rules)
+    endpoint = cluster.control_plane_endpoint
+    vip = (KEEPALIVED,) if node.has(Role.CONTROL_PLANE) and endpoint and endpoint.vip else ()
+    return (IP, MODPROBE, MOUNT, HAPROXY, CONNTRACK, *rules, *vip)

@@ -8,7 +8,7 @@ from pathlib import Path
 from provisioner.config import Cluster
 from provisioner.problems import Path as Where
 from provisioner.problems import Problem
-from provisioner.rules import flags, labels, network, nodes, outside
+from provisioner.rules import flags, labels, network, nodes, outside, vip
 from provisioner.rules.rule import Context, Rule
 
 _IPS = ("nodes.address", "nodes.clusterAddress")
@@ -59,6 +59,10 @@ RULES: tuple[Rule, ...] = (
     Rule(network.dns_domain_sane, ("network.dnsDomain", "nodes.address", *_ENDPOINT), per_node=True),
     Rule(network.extra_sans_valid, ("extraSans",)),
     Rule(network.endpoint_not_repeated, ("extraSans", *_ENDPOINT)),
+    Rule(vip.vip_address, (*_ENDPOINT, *_IPS), per_node=True),
+    Rule(vip.vip_port, _ENDPOINT),
+    Rule(vip.vip_interface, _ENDPOINT),
+    Rule(vip.vip_has_where_to_go, (*_ENDPOINT, *_ROLES)),
     Rule(network.plugin_comes_from_somewhere, ("network.plugin", "manifests")),
     # components
     Rule(flags.flag_names, _FLAGS),

@@ -37,6 +37,28 @@ def cluster_address(machine: Machine) -> Iterator[Finding]:
         )
 
 
+def virtual_address(machine: Machine) -> Iterator[Finding]:
+    """The API's virtual address is nobody's own, and the interface that shall carry it is there."""
+    endpoint, facts = machine.cluster.control_plane_endpoint, machine.facts
+    if endpoint is None or endpoint.vip is None or "interfaces" in facts.incomplete:
+        return
+    plane, name = machine.has(Role.CONTROL_PLANE), endpoint.vip.interface
+    if plane and name is not None and name not in facts.interfaces:
+        yield error(
+            f"it has no interface {name}, which `controlPlaneEndpoint.vip` names; it has {', '.join(sorted(facts.interfaces))}",
+            "name one that every control plane has, or none: then each takes the one with its cluster address",
+        )
+    if plane and machine.is_ours:  # the holder of the moment
+        return
+    holding = [interface for interface, addresses in sorted(facts.interfaces.items()) if endpoint.host in addresses]
+    if holding:
+        yield error(
+            f"it has the cluster's virtual address {endpoint.host}, on {holding[0]}",
+            f"take it off (`ip address delete {endpoint.host} dev {holding[0]}`, and from the machine's own network settings), "
+            "or choose an address that nobody has",
+        )
+
+
 def mac_address(machine: Machine) -> Iterator[Finding]:
     """No other machine has its MAC."""
     twins = machine.sharing(lambda other: other.macs.get(other.cluster_interface, "") if other.cluster_interface != "lo" else "")
@@ -106,6 +128,7 @@ def expected_listeners(machine: Machine) -> dict[int, str]:
             topology.APISERVER_PORT: "kube-apiserver",
             topology.CONTROLLER_MANAGER_PORT: "kube-controller-manager",
             topology.SCHEDULER_PORT: "kube-scheduler",
+            topology.API_HEALTH_PORT: "haproxy",
         }
     if machine.kubernetes:
         ports |= {
@@ -144,6 +167,9 @@ def firewall(machine: Machine) -> Iterator[Finding]:
     tcp = sorted(port for port in expected_listeners(machine) if port in _REMOTE_PORTS)
     udp = [network.vxlan_port] if machine.uses_flannel and network.backend == "vxlan" else []
     listed = " ".join([*(f"{port}/tcp" for port in tcp), *(f"{port}/udp" for port in udp)])
+    endpoint = machine.cluster.control_plane_endpoint
+    if machine.has(Role.CONTROL_PLANE) and endpoint and endpoint.vip:
+        listed += " vrrp (IP protocol 112)"
     ranges = f"{network.pod_cidr} and {network.service_cidr}" if machine.kubernetes else ""
     yield warning(
         f"{' and '.join(active)} filters on this machine",

@@ -66,6 +66,11 @@ def _with_flannel(cluster: Cluster, node: Node) -> bool:
     return node.is_kubernetes_node and cluster.network.plugin == "flannel"
 
 
+def _with_vip(cluster: Cluster, node: Node) -> bool:
+    endpoint = cluster.control_plane_endpoint
+    return node.has(Role.CONTROL_PLANE) and endpoint is not None and endpoint.vip is not None
+
+
 def _none(_host: HostContext) -> dict[str, object]:
     return {}
 
@@ -139,6 +144,18 @@ ROLES: tuple[RoleSpec, ...] = (
             ),
         ),
         binaries=("kube-apiserver", "kubectl"),
+    ),
+    RoleSpec(
+        "vip",
+        _with_vip,
+        control_plane.vip,
+        files=(
+            TemplateFile("/etc/provisioner/vip.conf"),
+            TemplateFile(f"{LIB}/vip-health", mode=0o755),
+            TemplateFile(f"{UNITS}/provisioner-vip.service"),
+        ),
+        # a restart of the holder would move the address; peers come and go by reload
+        units=(UnitSpec("provisioner-vip.service", reload_on=("/etc/provisioner/vip.conf",)),),
     ),
     RoleSpec(
         "kube_controller_manager",

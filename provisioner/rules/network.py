@@ -41,6 +41,7 @@ _PORTS_OF_CONTROL_PLANES = {
     topology.APISERVER_PORT: "kube-apiserver",
     topology.CONTROLLER_MANAGER_PORT: "kube-controller-manager",
     topology.SCHEDULER_PORT: "kube-scheduler",
+    topology.API_HEALTH_PORT: "the proxy's word on the apiserver",
 }
 _PORTS_OF_ETCD = {
     topology.ETCD_CLIENT_PORT: "etcd's clients",

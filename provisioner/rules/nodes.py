@@ -243,6 +243,8 @@ def endpoint_valid(context: Context) -> Iterator[Problem]:
         yield error(path, f"{address} is {unusable(address)}, which no user can reach the API by")
     elif endpoint.host == "localhost":
         yield error(path, '"localhost" is another machine for every user')
+    if endpoint.vip:
+        return  # the rules of a virtual address forbid what follows
     for node in context.cluster.nodes:
         if endpoint.host.lower() not in {node.address.lower(), node.name, str(ip_of(node))}:
             continue

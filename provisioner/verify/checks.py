@@ -16,6 +16,8 @@ CHECKS: tuple[Check, ...] = (
     Check("controllers", "controller-manager and scheduler lead and answer", SMOKE, nodes.controllers, seconds=15),
     Check("kubelets", "each kubelet answers the apiserver", SMOKE, nodes.kubelets),
     Check("api-paths", "the API answers on each host by proxy and ClusterIP", SMOKE, nodes.api_paths),
+    Check("virtual-address", "one control plane holds the virtual address, and the API answers there", SMOKE, nodes.virtual_address,
+          seconds=20),
     Check("system-pods", "pods of kube-system are Ready", SMOKE, nodes.system_pods, seconds=60, per_node=0.5),
     Check("probe-pods", "a pod starts on every node", SMOKE, network.probe_pods, seconds=60, per_node=0.5),
     Check("peer-pods", "a second pod starts on every node", SMOKE, network.peer_pods, seconds=60, per_node=0.5),

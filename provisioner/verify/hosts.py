@@ -108,6 +108,7 @@ def ports_of(context: Context, node: Node) -> dict[int, str]:
             topology.APISERVER_PORT: "kube-apiserver",
             topology.CONTROLLER_MANAGER_PORT: "kube-controller-manager",
             topology.SCHEDULER_PORT: "kube-scheduler",
+            topology.API_HEALTH_PORT: "api-proxy (the apiserver's health)",
         }
     if node.is_kubernetes_node:
         ports |= {
@@ -131,7 +132,7 @@ def ports(context: Context) -> str:
         wrong = [f"{node.name}: nothing listens on {port} ({who})" for port, who in wanted.items() if port not in listening]
         if KUBELET_READ_ONLY_PORT in listening:
             wrong.append(f"{node.name}: the kubelet's read-only port {KUBELET_READ_ONLY_PORT} is open")
-        for port in (topology.API_PROXY_PORT, topology.ETCD_METRICS_PORT):
+        for port in (topology.API_PROXY_PORT, topology.API_HEALTH_PORT, topology.ETCD_METRICS_PORT):
             if outside := {address for address in listening.get(port, set()) if not address.startswith("127.")}:
                 wrong.append(f"{node.name}: port {port} is bound to {', '.join(sorted(outside))}, not to 127.0.0.1 alone")
         if wrong:

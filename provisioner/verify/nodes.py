@@ -12,7 +12,7 @@ from provisioner.errors import WaitTimeout
 from provisioner.pki import CaName
 from provisioner.render.layout import ROLES
 from provisioner.tls_client import client_context
-from provisioner.verify.model import CheckFailed, Context, each, listed, patiently, plural
+from provisioner.verify.model import CheckFailed, Context, each, listed, patiently, plural, settling
 from provisioner.verify.probe import describe, is_ready, shorten
 from provisioner.wait import NotYet, wait_until
 
@@ -209,8 +209,42 @@ def api_paths(context: Context) -> str:
     return f"/readyz ok from {plural(len(context.cluster.kubernetes_nodes), 'host')} by api-proxy and by {service}:443"
 
 
+def virtual_address(context: Context) -> str:
+    """Exactly one control plane holds the API's virtual address, and every machine reaches the API there, by its certificate."""
+    endpoint = context.cluster.control_plane_endpoint
+    if endpoint is None or endpoint.vip is None:
+        return "the cluster has none"
+    address, port = endpoint.host, endpoint.port
+    planes = context.cluster.control_planes
+    # a certificate without the address is refused; hostname and address are one to `ssl`
+    tls = client_context(context.pki.cas[CaName.CLUSTER].certificate)
+
+    def holds(node: Node) -> bool:
+        done = context.connections.run(node, "ip -4 -oneline address show", timeout=context.seconds / 4, sudo=False)
+        if done.code != 0:
+            raise CheckFailed(f"{node.name}: its addresses cannot be told: {shorten(done.complaint)}")
+        return f" {address}/" in done.text
+
+    def look() -> str:
+        held = dict(zip((node.name for node in planes), settling(planes, holds), strict=True))
+        holders = [name for name, holding in held.items() if holding]
+        if len(holders) != 1:
+            raise NotYet(f"{address} is held by {listed(holders) or 'no control plane'}, not by exactly one")
+        return holders[0]
+
+    def ask(node: Node) -> None:
+        status, text = https_get(context, node, port, "/readyz", tls, host=address, name=address)
+        if status != 200:
+            raise CheckFailed(f"{node.name}: the API by {address} gave {status}: {shorten(text)}")
+
+    # for a moment after a change there may be two holders, or none
+    holder = patiently(look, context.seconds / 2)
+    each(context.cluster.nodes, ask)
+    return f"{address} held by {holder}; /readyz ok there from {plural(len(context.cluster.nodes), 'machine')}, by its certificate"
+
+
 def https_get(
-    context: Context, node: Node, port: int, path: str, tls: ssl.SSLContext, *, host: str = "127.0.0.1"
+    context: Context, node: Node, port: int, path: str, tls: ssl.SSLContext, *, host: str = "127.0.0.1", name: str = "127.0.0.1"
 ) -> tuple[int, str]:
     """GET over TLS as the node itself would.
 
@@ -221,13 +255,16 @@ def https_get(
         path: path of the URL.
         tls: whom to trust.
         host: as seen from the node.
+        name: what the certificate must be for.
 
     Raises:
         CheckFailed: no answer; says of whom and why.
     """
     with context.connections.forward(node, port, host=host) as forward:
-        connection = http.client.HTTPSConnection("127.0.0.1", forward.port, timeout=context.seconds / 2, context=tls)
+        connection = http.client.HTTPConnection("127.0.0.1", forward.port, timeout=context.seconds / 2)
         try:
+            connection.connect()
+            connection.sock = tls.wrap_socket(connection.sock, server_hostname=name)
             connection.request("GET", path)
             answer = connection.getresponse()
             return answer.status, answer.read().decode(errors="replace")

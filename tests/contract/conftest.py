@@ -29,6 +29,8 @@ NODES: dict[str, tuple[str, tuple[str, ...]]] = {
     "worker": ("10.77.0.14", ("worker",)),
     "every-role": ("10.77.0.15", ("control-plane", "etcd", "worker")),
 }
+# With a virtual address, so that control planes carry every role there is.
+ENDPOINT = {"host": "10.77.0.100", "vip": {}}
 NOW = dt.datetime(2030, 5, 17, 12, 30, 15, tzinfo=dt.UTC)
 
 MakeCluster = Callable[..., Cluster]
@@ -41,7 +43,8 @@ def make_cluster() -> MakeCluster:
 
     def make(**keys: object) -> Cluster:
         nodes = [{"name": name, "address": ip, "roles": roles} for name, (ip, roles) in NODES.items()]
-        return Cluster.model_validate({"apiVersion": "provisioner/v1", "name": "contract", "nodes": nodes, **keys})
+        fixed = {"apiVersion": "provisioner/v1", "name": "contract", "nodes": nodes, "controlPlaneEndpoint": ENDPOINT}
+        return Cluster.model_validate({**fixed, **keys})
 
     return make
 
@@ -75,7 +78,7 @@ def make_host(make_cluster: MakeCluster, real_bundles: Mapping[str, tuple[File, 
         values: dict[str, Any] = {
             "cluster": loaded,
             "node": loaded.node(name),
-            "traits": MachineTraits(**traits),
+            "traits": MachineTraits(**{"interface": "eth0", **traits}),
             "cluster_id": "0123456789abcdef",
             "certificates": tuple(replace(file, content=f"content of {file.path}\n".encode()) for file in real_bundles[name]),
             "artifacts": artifacts(),

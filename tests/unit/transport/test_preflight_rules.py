@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from provisioner import os_table, pki, preflight
 from provisioner.config import Cluster
 from provisioner.errors import ExitCode, PreflightUnfit, ProvisionerError
-from provisioner.facts import FEATURES, PATHS, Disk, HostFacts
+from provisioner.facts import FEATURES, PATHS, Disk, DiskSync, HostFacts
 from provisioner.preflight import Problem
 from provisioner.preflight.model import Severity
 from provisioner.ssh import SshError, Trouble
@@ -144,6 +144,8 @@ CASES: tuple[tuple[str, dict[str, object], str, Severity, str], ...] = (
     ("c", {"disks": disks(filesystem="tmpfs")}, "disk-kind", "warning", "in memory"),
     ("c", {"disks": disks(filesystem="nfs4")}, "disk-kind", "warning", "local disk"),
     ("c", {"disks": disks(rotational=True)}, "disk-kind", "info", "rotates"),
+    ("a", {"disk_sync": DiskSync(10.1, 300, "measured")}, "disk-sync", "warning", "p99 10.1 ms (of 300 syncs tried now)"),
+    ("c", {"disk_sync": DiskSync(48.0, 9000, "etcd")}, "disk-sync", "warning", "less than 10 ms"),
     ("a", {"clock_skew_s": 2.5}, "clock", "warning", "2.5 s ahead"),
     ("a", {"clock_skew_s": -31.0}, "clock", "error", "31.0 s behind"),
     ("a", {"time_sync": False}, "clock", "warning", "nothing keeps"),
@@ -189,7 +191,7 @@ def test_each_rule_fires_on_its_problem_and_nothing_else_does(
 
 def test_every_rule_is_covered_here() -> None:
     """A rule added to the table must be added to the cases (or to the tests of several machines below)."""
-    between_machines = {"mac-address", "mtu", "address-ranges"}
+    between_machines = {"mac-address", "mtu", "address-ranges", "virtual-address"}
     assert {rule for _, _, rule, _, _ in CASES} | between_machines == set(preflight.RULES)
 
 
@@ -252,6 +254,32 @@ def test_addresses_in_the_ranges_of_pods_and_services() -> None:
     assert sorted(problem.message.split()[5] for problem in ours) == ["br0", "eth1"]
 
 
+def test_a_virtual_address_is_nobodys_but_the_holders() -> None:
+    cluster = cluster_with(controlPlaneEndpoint={"host": "10.0.0.100", "vip": {"interface": "eth0"}})
+    assert look(cluster=cluster) == []
+    (problem,) = look(cluster=cluster_with(controlPlaneEndpoint={"host": "10.0.0.100", "vip": {"interface": "bond0"}}))
+    assert (problem.host, problem.rule) == ("a", "virtual-address")
+    assert "no interface bond0" in problem.message
+    assert "eth0, lo" in problem.message
+
+    for name, number in (("a", 1), ("b", 2), ("c", 3)):
+        holds = {"interfaces": {"lo": ("127.0.0.1",), "eth0": (f"10.0.0.{number}", "10.0.0.100")}}
+        (problem,) = look(with_(name, **holds), cluster=cluster)
+        assert (problem.host, problem.rule, problem.severity) == (name, "virtual-address", "error")
+        assert "10.0.0.100, on eth0" in problem.message
+        assert look(with_(name, **holds)) == []
+        # the holder of the moment may have it; a worker of the same cluster may not
+        running = look(with_(name, **holds, marker=OURS), cluster=cluster, cluster_id=ID)
+        assert [problem.host for problem in running] == ([] if name == "a" else [name])
+
+
+def test_a_firewall_must_let_vrrp_through_where_there_is_a_virtual_address() -> None:
+    cluster = cluster_with(controlPlaneEndpoint={"host": "10.0.0.100", "vip": {}})
+    filtering = [with_(name, ufw=True) for name in ROLES]
+    remedies = {problem.host: problem.remedy for problem in look(*filtering, cluster=cluster)}
+    assert [host for host, remedy in remedies.items() if "vrrp" in remedy] == ["a"]
+
+
 def test_a_second_apply_does_not_complain_about_what_the_first_one_made() -> None:
     running = {
         "marker": OURS,
@@ -275,6 +303,7 @@ def test_a_second_apply_does_not_complain_about_what_the_first_one_made() -> Non
             10249: "kube-proxy",
             10256: "kube-proxy",
             16443: "haproxy",
+            16444: "haproxy",
         },
         "listening_udp": {8472: ""},
     }
@@ -359,3 +388,8 @@ def test_every_rule_and_every_kind_of_ssh_failure_is_documented() -> None:
     page = (Path(__file__).parents[3] / "docs" / "reference" / "preflight.md").read_text()
     rows = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
     assert rows == {*preflight.RULES, *(f"ssh-{trouble}" for trouble in Trouble)}
+
+
+def test_a_quick_disk_and_a_machine_without_etcd_are_left_alone() -> None:
+    assert look(with_("a", disk_sync=DiskSync(10.0, 300, "measured"))) == []
+    assert look(with_("b", disk_sync=DiskSync(80.0, 300, "measured"))) == []

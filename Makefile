@@ -75,6 +75,10 @@ e2e: system-test venv ## Real clusters on lab machines, through the command line
 test: system-test venv lint ## Lint and every test, the real clusters included
 	@$(BIN)/pytest $(ARGS)
 
+.PHONY: drills
+drills: system-test venv ## What high availability costs when machines vanish: the full form (30 minutes), into bench/results
+	@DRILLS=full DRILLS_OUT="bench/results/drills-$$(date -u +%F).json" $(BIN)/pytest tests/e2e/test_drills.py $(ARGS)
+
 .PHONY: bench
 bench: system venv ## Where each second of `up` goes
 	@$(BIN)/python bench/run.py $(ARGS)

@@ -163,6 +163,11 @@ def real_lab(directory: Path, name: str, shape: Sequence[str], *, built: bool) -
             yield Real(name, directory, cluster, workspace, connections, done)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The drills last: one that fails may leave the shared cluster broken."""
+    items.sort(key=lambda item: item.path.name == "test_drills.py")
+
+
 @pytest.fixture(scope="session")
 def ha(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     """Three control planes with etcd and two workers: every test that needs a whole cluster shares it, and leaves it whole."""

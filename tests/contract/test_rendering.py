@@ -226,6 +226,48 @@ def test_the_values_of_a_members_birth_are_no_part_of_the_hash(make_cluster: Mak
     assert _hashes(host)["etcd.service"] == _hashes(other)["etcd.service"]
 
 
+def _vip(host: HostContext) -> tuple[str, HostState]:
+    state = render_host(host)
+    return next(file.content.decode() for file in state.files if file.path == "/etc/provisioner/vip.conf"), state
+
+
+def test_control_planes_that_come_and_go_are_taken_in_by_a_reload(make_cluster: MakeCluster, make_host: MakeHost) -> None:
+    """Of the virtual address' peers and of the proxies' servers: a restart would move the one and cut the others."""
+    cluster = make_cluster()
+    fewer = cluster.model_copy(update={"nodes": tuple(node for node in cluster.nodes if node.name != "every-role")})
+    (before, was), (after, now) = _vip(make_host("cp", cluster)), _vip(make_host("cp", fewer))
+    assert "10.77.0.15" in before
+    assert "10.77.0.15" not in after
+    hashes = [{unit.name: unit.hash for unit in state.units} for state in (was, now)]
+    units = ("provisioner-vip.service", "provisioner-api-proxy.service")
+    assert [hashes[0][unit] for unit in units] == [hashes[1][unit] for unit in units]
+    reloads = {unit.name: unit.reload_on for unit in now.units}
+    assert "/etc/provisioner/vip.conf" in reloads["provisioner-vip.service"]
+    assert "/etc/provisioner/api-proxy.cfg" in reloads["provisioner-api-proxy.service"]
+
+
+def test_the_virtual_address_is_the_control_planes_alone(make_cluster: MakeCluster, make_host: MakeHost) -> None:
+    assert {kind for kind in KINDS if "vip" in {role.name for role in roles_of(make_host(kind))}} == {"cp-etcd", "cp", "every-role"}
+    for endpoint in (None, {"host": "api.example"}):
+        cluster = make_cluster(controlPlaneEndpoint=endpoint)
+        assert not any("vip" in {role.name for role in roles_of(make_host(kind, cluster))} for kind in KINDS)
+    text, _ = _vip(make_host("cp"))
+    assert "10.77.0.100/32 dev eth0" in text
+    assert "unicast_src_ip 10.77.0.12" in text
+    peers = re.search(r"unicast_peer \{\s*(.*?)\s*\}", text, re.DOTALL)
+    assert peers
+    assert peers[1].split() == ["10.77.0.11", "10.77.0.15"]
+    named = make_cluster(controlPlaneEndpoint={"host": "10.77.0.100", "vip": {"interface": "bond0", "virtualRouterId": 7}})
+    text, _ = _vip(make_host("cp", named))
+    assert "interface bond0" in text
+    assert "dev bond0" in text
+    assert "virtual_router_id 7\n" in text
+    # keepalived knows no unicast without peers
+    alone = named.model_copy(update={"nodes": tuple(node for node in named.nodes if node.name not in ("cp-etcd", "every-role"))})
+    text, _ = _vip(make_host("cp", alone))
+    assert "unicast" not in text
+
+
 def test_a_new_image_runs_the_import_again(make_host: MakeHost) -> None:
     host = make_host("worker")
     image = "images/coredns.tar"

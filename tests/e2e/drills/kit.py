@@ -140,11 +140,16 @@ class Load:
         self._process.kill()
         self._process.wait()
         self._reader.join(10)
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            with contextlib.suppress(OSError):
+                if pipe:
+                    pipe.close()
         return self.events
 
     def _complaint(self) -> str:
         assert self._process.stderr
-        return self._process.stderr.read()[-2000:] if self._process.poll() is not None else ""
+        ended = self._process.poll() is not None and not self._process.stderr.closed
+        return self._process.stderr.read()[-2000:] if ended else ""
 
 
 class Kit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,7 +81,8 @@ def _ask(node: Node, means: _Means) -> _Seen:
     try:
         means.connections.connect(node)
     except ProvisionerError as error:
-        why = error.message.removeprefix(f"{node.name} ").removeprefix(f"({node.address}): ")
+        # whoever reads it sees machine and address beside it
+        why = re.sub(rf"^{re.escape(node.name)}( \([^)]*\))?: ", "", error.message)
         return _Seen(replace(base, error=why, remedy=error.hint), apiserver=_unasked(node))
     # side by side: a service that hangs must not keep the others from being asked in time
     member: Future[etcd.View] | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from provisioner import os_table, probe
-from provisioner.config import Cluster
+from provisioner.config import Cluster, ControlPlaneEndpoint, Role
 from provisioner.errors import ProvisionerError
 from provisioner.facts import COMMAND, DiskSync, HostFacts, parse, script
 from provisioner.ssh import Completed, SshError, Trouble
@@ -201,6 +201,14 @@ def test_programs_by_role_and_network() -> None:
     assert "iptables" not in names(plugin="none")
     etcd_only = NODE.model_copy(update={"roles": NODE.roles[1:]})
     assert os_table.programs_for(CLUSTER, etcd_only) == ()
+
+    def with_endpoint(**endpoint: object) -> Cluster:
+        return CLUSTER.model_copy(update={"control_plane_endpoint": ControlPlaneEndpoint.model_validate(endpoint)})
+
+    floating = with_endpoint(host="10.0.0.100", vip={})
+    assert os_table.KEEPALIVED in os_table.programs_for(floating, NODE)
+    assert os_table.KEEPALIVED not in os_table.programs_for(floating, NODE.model_copy(update={"roles": (Role.WORKER,)}))
+    assert os_table.KEEPALIVED not in os_table.programs_for(with_endpoint(host="10.0.0.100"), NODE)
 
 
 def test_every_fact_is_a_field_that_the_probe_or_the_driver_fills() -> None:

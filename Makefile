@@ -16,10 +16,12 @@ PACKAGES := python3 python3-venv ca-certificates gcc libc6-dev libseccomp-dev pk
 	systemd-container mmdebstrap debian-archive-keyring iproute2 procps util-linux openssh-client
 # What the tests take besides: real OpenSSH servers and users, a second opinion on certificates, a look at packet filters.
 TEST_PACKAGES := openssh-server openssl sudo nftables iptables
+# Virtual machines with kernels of their own, for the drill that cuts the power of a whole cluster.
+QEMU_PACKAGES := qemu-system-x86 qemu-utils e2fsprogs
 
 .PHONY: help
 help: ## Show what there is
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: system
 system: ## Install the Debian packages that `up` needs, where some are missing (root)
@@ -78,6 +80,11 @@ test: system-test venv lint ## Lint and every test, the real clusters included
 .PHONY: drills
 drills: system-test venv ## What high availability costs when machines vanish: the full form (30 minutes), into bench/results
 	@DRILLS=full DRILLS_OUT="bench/results/drills-$$(date -u +%F).json" $(BIN)/pytest tests/e2e/test_drills.py $(ARGS)
+
+.PHONY: drill-power-cut
+drill-power-cut: system venv ## SIGKILL for all machines of a QEMU cluster at once, then power: is every write there? (root; half an hour)
+	@tools/install-packages $(QEMU_PACKAGES)
+	@$(BIN)/python -m tests.power $(ARGS)
 
 .PHONY: bench
 bench: system venv ## Where each second of `up` goes

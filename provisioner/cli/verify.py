@@ -30,6 +30,10 @@ def verify(
     ] = None,
     json: JsonOption = False,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Also write JUnit XML.")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", min=1, help="Of each check, instead of its own: for very slow machines."),
+    ] = None,
     show: Annotated[bool, typer.Option("--list", help="List the checks and do nothing.")] = False,
 ) -> None:
     """Prove with the official Kubernetes client that every part of the cluster works. Exit code 5 when a check fails."""
@@ -55,7 +59,7 @@ def verify(
 
     keys = pki.ensure(opened, workspace.pki, now=dt.datetime.now(dt.UTC))
     with Connections(opened, workspace) as connections, _progress(len(chosen)) as on_event:
-        report = run(opened, workspace, connections, keys, level=level, only=names, on_event=on_event)
+        report = run(opened, workspace, connections, keys, level=level, only=names, seconds=timeout, on_event=on_event)
     if junit is not None:
         junit.write_bytes(report.to_junit())
     workspace.record("verify", level=report.level, passed=report.passed, seconds=round(report.seconds, 2))

@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from provisioner.errors import LabError
@@ -186,8 +186,8 @@ def ensure() -> Path:
     return tree
 
 
-def bootstrap(work: Path) -> None:
-    """Unpack the packages into ``work/tree``.
+def bootstrap(work: Path, *, packages: Iterable[str] = PACKAGES) -> None:
+    """Unpack packages and what they depend on into ``work/tree``.
 
     Raises:
         LabError: mmdebstrap failed.
@@ -199,7 +199,7 @@ def bootstrap(work: Path) -> None:
     mirror = [str(sources)] if sources.stat().st_size else []
     # Killed with this process, in a mount and a process namespace of its own: a crash half way leaves no mount and no process.
     guard = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
-    options = ["--mode=root", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
+    options = ["--mode=root", "--variant=minbase", f"--include={','.join(packages)}"]
     options += [f"--dpkgopt=path-exclude={pattern}" for pattern in DPKG_EXCLUDES]
     options += ["--aptopt=Apt::Install-Recommends false", '--aptopt=Acquire::Languages "none"']
     try:
@@ -212,7 +212,7 @@ def bootstrap(work: Path) -> None:
         ) from error
 
 
-def configure(tree: Path) -> None:
+def configure(tree: Path, *, files: Mapping[str, str] = FILES, links: Mapping[str, str] = LINKS) -> None:
     """Turn the plain tree into a machine: units, links, and nothing that two machines must not share."""
     for pattern in ("etc/ssh/ssh_host_*", "etc/apt/sources.list.d/*", "var/lib/apt/lists/*"):
         for found in tree.glob(pattern):
@@ -220,12 +220,12 @@ def configure(tree: Path) -> None:
     for unit in DISABLED:
         for wants in tree.glob("etc/systemd/system/*.wants"):
             (wants / unit).unlink(missing_ok=True)
-    for name, content in FILES.items():
+    for name, content in files.items():
         target = tree / name
         _make_parents(tree, target)
         target.write_text(content)
         target.chmod(0o644)
-    for name, destination in LINKS.items():
+    for name, destination in links.items():
         link = tree / name
         _make_parents(tree, link)
         link.unlink(missing_ok=True)

@@ -10,7 +10,8 @@ from provisioner.status.model import EtcdMember, Problem, Status
 CLUSTER = "cluster"
 # Of the quota: below it writes still pass, but compaction and a look at what fills it should not wait.
 NEARLY_FULL = 0.8
-# Entries. Members apply a moment apart; more than this is no moment, and with twice as many etcd sends a whole snapshot.
+# Entries. Members apply a moment apart; this is what etcd keeps behind a snapshot for slow ones (snapshot-catchup-entries):
+# who lacks more may have to be sent the whole database.
 BEHIND = 5000
 
 _ALARMS = {

@@ -6,12 +6,15 @@ import datetime as dt
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any
 
 from cryptography import x509
 
 from provisioner import cluster_api, members, objects, verify
 from provisioner import session as sessions
+from provisioner.cluster_api import ClusterApi, ClusterApiError
+from provisioner.config import Node, Role
 from provisioner.errors import ApplyError, ProvisionerError, WaitTimeout
 from provisioner.pki import CaName
 from provisioner.plan import CLUSTER, Change, Plan, difference
@@ -102,8 +105,9 @@ def apply_objects(session: Session) -> Session:
 
 
 def settle(session: Session) -> Session:
-    """INPUTS: the API. OUTPUTS: every Node registered, labelled and Ready; no bootstrap token left."""
+    """INPUTS: the API. OUTPUTS: every Node registered, labelled and Ready, every API server ready; no bootstrap token left."""
     expected = {node.name for node in session.nodes if node.is_kubernetes_node}
+    planes = tuple(node for node in session.nodes if node.has(Role.CONTROL_PLANE))
     with session.api() as api:
         labels = {obj["metadata"]["name"]: obj for obj in objects.node_labels(session.cluster)}
         labelled: set[str] = set()
@@ -116,14 +120,25 @@ def settle(session: Session) -> Session:
             waiting = {name: _not_ready(nodes.get(name)) for name in sorted(expected)}
             if late := {name: why for name, why in waiting.items() if why}:
                 raise NotYet("; ".join(f"{name}: {why}" for name, why in late.items()))
+            for node in planes:
+                _ready_server(api, node)
 
         try:
-            wait_until("every node Ready", all_ready, seconds=READY_SECONDS)
+            wait_until("every node and API server ready", all_ready, seconds=READY_SECONDS)
         except WaitTimeout as error:
             raise _explained(session, error) from None
         for name, token in session.tokens.items():
             api.delete(objects.bootstrap_secret(token, session.cluster.node(name), dt.datetime.now(dt.UTC)))
     return session
+
+
+def _ready_server(api: ClusterApi, node: Node) -> None:
+    try:
+        answer = api.request_to(node, "/readyz")
+    except ClusterApiError as error:
+        raise NotYet(error.message) from None
+    if answer.status != HTTPStatus.OK:
+        raise NotYet(f"{node.name}: its API server's /readyz gave {answer.status}: {' '.join(answer.text[-300:].split())}")
 
 
 def _explained(session: Session, error: WaitTimeout) -> WaitTimeout:

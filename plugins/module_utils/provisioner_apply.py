@@ -96,6 +96,15 @@ def discard(unit, path, dry):
     return remove([path], dry)
 
 
+def restart_running(unit, dry):
+    """Restart a unit where it runs, without waiting for it. Returns what was done, in words."""
+    if unit_states([unit])[unit]["ActiveState"] == "inactive":
+        return []
+    if not dry:
+        _act(unit, "restart")
+    return ["%s: restart" % unit]
+
+
 def create_users(names, dry):
     """Create the system users that are missing, as /etc/sysusers.d says. Returns their names."""
     missing = [name for name in names if not user_exists(name)]

@@ -247,7 +247,12 @@ def _younger(paths, moment):
     return any(os.path.exists(path) and os.stat(path).st_mtime - offset > moment for path in paths)
 
 
+# etcd's lines may carry whole stack traces.
+JOURNAL_WIDTH = 500
+
+
 def journal_tail(name, lines=20):
     """The last lines of a unit's journal, for an error message."""
     command = ["journalctl", "--unit", name, "--lines", str(lines), "--no-pager", "--output", "short-iso", "--quiet"]
-    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.splitlines()
+    found = subprocess.run(command, check=False, capture_output=True, text=True).stdout.splitlines()
+    return [line if len(line) <= JOURNAL_WIDTH else line[: JOURNAL_WIDTH - 1] + "…" for line in found]

@@ -33,6 +33,9 @@ options:
   discard:
     description: Before everything else, stop the unit of C(until) and remove this, which nobody needs any more.
     type: path
+  finally_restart:
+    description: Once C(until) holds, restart this unit where it runs. It waits ever longer between attempts to reach what was away.
+    type: str
   finally_remove:
     description: Remove this file once C(until) holds.
     type: path
@@ -68,6 +71,7 @@ from ansible.module_utils.provisioner_apply import (
     load_modules,
     place_files,
     remove,
+    restart_running,
     run_units,
     set_sysctls,
     wait_healthy,
@@ -96,6 +100,8 @@ def apply(wanted, params, dry):
     if until and not dry:
         hashes = {unit["name"]: unit["hash"] for unit in wanted["units"]}
         wait_healthy(until, hashes.get(until["unit"], ""))
+    if params["finally_restart"]:
+        changes += restart_running(params["finally_restart"], dry)
     if last:
         changes += ["removed " + path for path in remove([last], dry)]
     return changes, diffs
@@ -110,6 +116,7 @@ def main():
             "gate": {"type": "bool", "default": True},
             "discard": {"type": "path"},
             "finally_remove": {"type": "path"},
+            "finally_restart": {"type": "str"},
             "payload": {"type": "str", "no_log": True},
         },
         required_by={"discard": "until"},

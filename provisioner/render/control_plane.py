@@ -42,6 +42,7 @@ def etcd(host: HostContext) -> dict[str, object]:
             "ETCD_INITIAL_CLUSTER_TOKEN": f"{cluster.name}-{host.cluster_id}",
         },
         "etcd_health_url": f"http://127.0.0.1:{topology.ETCD_METRICS_PORT}/readyz",
+        "etcd_learner_health_url": f"http://127.0.0.1:{topology.ETCD_METRICS_PORT}/livez",
     }
 
 

@@ -17,6 +17,14 @@ _LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/"
 
 
 @dataclass(frozen=True, slots=True)
+class Plane:
+    """What a control plane's machine said of itself: the name by which it holds leases, and its clock minus ours in seconds."""
+
+    hostname: str
+    skew: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What the API told. ``error`` says why it did not; ``stale``: from an apiserver's memory, without etcd."""
 
@@ -38,18 +46,17 @@ def readiness(api: ClusterApi, node: Node, *, seconds: float) -> Apiserver:
     return Apiserver(node.name, ready=False, error=f"/readyz gave {answer.status}: {'; '.join(failed) or message_of(answer)}")
 
 
-def ask(cluster: Cluster, api: ClusterApi, servers: Sequence[Apiserver], skews: Mapping[str, float], *, seconds: float) -> Answer:
+def ask(cluster: Cluster, api: ClusterApi, servers: Sequence[Apiserver], planes: Mapping[str, Plane], *, seconds: float) -> Answer:
     """Nodes and leases from the first apiserver that tells.
 
     Args:
         cluster: the Nodes that should be there.
         api: the API.
         servers: those to ask, by their state: a ready one tells what is so, another one what it remembers.
-        skews: each machine's clock minus the controller's, in seconds; a lease is stamped by its holder's clock.
+        planes: the control planes' machines, by Node name; a lease is stamped by its holder's clock.
         seconds: for each request.
     """
     failures = []
-    planes = [plane.name for plane in cluster.control_planes]
     # an apiserver that is not ready answers lists from its cache with resourceVersion=0, without asking etcd
     for server in sorted(servers, key=lambda one: not one.ready):
         node, query = cluster.node(server.node), {} if server.ready else {"resourceVersion": "0"}
@@ -58,7 +65,7 @@ def ask(cluster: Cluster, api: ClusterApi, servers: Sequence[Apiserver], skews: 
             found = tuple(_nodes(cluster, _checked(nodes)))
             answers = [(name, api.request_to(node, _LEASES + name, query=query, timeout=seconds)) for name in COMPONENTS]
             now = time.time()
-            leases = tuple(lease_of(name, answer, planes, skews, now=now) for name, answer in answers)
+            leases = tuple(lease_of(name, answer, planes, now=now) for name, answer in answers)
         except ProvisionerError as error:
             failures.append(error.message)
             continue
@@ -98,7 +105,7 @@ def _node(name: str, item: Object | None, *, expected: bool = True) -> NodeState
     )
 
 
-def lease_of(component: str, answer: Response, planes: Sequence[str], skews: Mapping[str, float], *, now: float) -> Lease:
+def lease_of(component: str, answer: Response, planes: Mapping[str, Plane], *, now: float) -> Lease:
     """A component's lease out of the API's answer; ``now`` as time.time() counts.
 
     Raises:
@@ -110,9 +117,10 @@ def lease_of(component: str, answer: Response, planes: Sequence[str], skews: Map
     identity = str(spec.get("holderIdentity") or "")
     # identity: host name, underscore, UUID
     host = identity.rpartition("_")[0] or identity
-    holder = next((name for name in planes if host in (name, name.partition(".")[0]) or host.partition(".")[0] == name), host)
+    holder = next((name for name, plane in planes.items() if plane.hostname == host), host)
     duration = float(spec.get("leaseDurationSeconds") or 15)
     if not holder or not spec.get("renewTime"):
         return Lease(component, duration=duration, error="nobody holds the lease")
     renewed = dt.datetime.fromisoformat(str(spec["renewTime"])).timestamp()
-    return Lease(component, holder, max(0.0, now + skews.get(holder, 0.0) - renewed), duration)
+    skew = planes[holder].skew if holder in planes else 0.0
+    return Lease(component, holder, max(0.0, now + skew - renewed), duration)

@@ -113,8 +113,14 @@ def _ask_api(seen: Mapping[str, _Seen], means: _Means) -> kubernetes.Answer:
     servers = [one.apiserver for one in seen.values() if one.apiserver is not None and one.machine.reachable]
     if not servers:
         return kubernetes.Answer(error="no control plane can be reached")
-    skews = {name: one.machine.clock_skew for name, one in seen.items()}
-    return kubernetes.ask(means.cluster, means.api.result(), servers, skews, seconds=ANSWER_SECONDS)
+    planes = {
+        node.name: kubernetes.Plane(
+            answer.hostname if isinstance(answer := seen[node.name].answer, on_node.Answer) else node.name,
+            seen[node.name].machine.clock_skew,
+        )
+        for node in means.cluster.control_planes
+    }
+    return kubernetes.ask(means.cluster, means.api.result(), servers, planes, seconds=ANSWER_SECONDS)
 
 
 def _assemble(cluster: Cluster, seen: Mapping[str, _Seen], told: kubernetes.Answer) -> Status:

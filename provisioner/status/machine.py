@@ -23,11 +23,15 @@ CHECKED = "apiservers"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a machine said. ``proxy`` is None where it runs none, ``vip`` where it was not asked or could not tell."""
+    """What a machine said. ``proxy`` is None where it runs none, ``vip`` where it was not asked or could not tell.
+
+    ``hostname`` is the kernel's, by which the holders of leases call themselves; it need not be the Node's name.
+    """
 
     proxy: Proxy | None
     vip: bool | None
     clock_skew: float
+    hostname: str = ""
 
 
 def vip_of(cluster: Cluster) -> str | None:
@@ -62,7 +66,7 @@ def ask(cluster: Cluster, node: Node, connections: Connections, *, seconds: floa
     if node.is_kubernetes_node:
         text, error = answer.get("haproxy", ""), answer.get("haproxy_error", "")
         proxy = Proxy(node.name, backends(text), error or ("" if text else "HAProxy said nothing"))
-    return Answer(proxy, answer.get("vip"), answer["clock"] - (sent + received) / 2)
+    return Answer(proxy, answer.get("vip"), answer["clock"] - (sent + received) / 2, answer["hostname"])
 
 
 @cache

@@ -43,7 +43,7 @@ def holds(address: str) -> bool:
 
 def report(questions: dict[str, str]) -> None:
     """Answer as one line of JSON."""
-    answer: dict[str, object] = {"status": 1}
+    answer: dict[str, object] = {"status": 1, "hostname": socket.gethostname()}
     if questions["haproxy"]:
         answer.update(ask_haproxy(questions["haproxy"]))
     if questions["vip"]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import http.client
 import ssl
+from collections.abc import Mapping
 
 from provisioner import topology
 from provisioner.cluster_api import Object, message_of
 from provisioner.config import Node
-from provisioner.errors import WaitTimeout
+from provisioner.errors import ProvisionerError, WaitTimeout
 from provisioner.pki import CaName
 from provisioner.render.layout import ROLES
 from provisioner.tls_client import client_context
@@ -140,8 +141,10 @@ def controllers(context: Context) -> str:
             raise CheckFailed(f"{node.name}: {component}'s /healthz gave {status}: {shorten(text)}")
 
     def lease(component: str) -> str:
-        return renewed(context, component)
+        return renewed(context, component, hostnames)
 
+    # the holder of a lease calls itself by its machine's host name, which need not be the Node's name
+    hostnames = dict(each(context.cluster.control_planes, lambda node: (hostname(context, node), node.name)))
     problems: list[str] = []
     holders: list[str] = []
     try:
@@ -157,8 +160,23 @@ def controllers(context: Context) -> str:
     return f"{'; '.join(holders)}; /healthz ok on {plural(len(context.cluster.control_planes), 'control plane')}"
 
 
-def renewed(context: Context, component: str) -> str:
+def hostname(context: Context, node: Node) -> str:
+    """The machine's host name, as the kernel has it.
+
+    Raises:
+        CheckFailed: it does not tell.
+    """
+    try:
+        return context.connections.run(node, "uname -n").text.strip()
+    except ProvisionerError as error:
+        raise CheckFailed(error.message) from None
+
+
+def renewed(context: Context, component: str, hostnames: Mapping[str, str]) -> str:
     """Watch a component's lease until it is renewed; that it exists proves nothing.
+
+    Args:
+        hostnames: Node name of each control plane by its machine's host name.
 
     Raises:
         CheckFailed: no lease, a holder that is none of ours, or nobody renewed it.
@@ -185,12 +203,12 @@ def renewed(context: Context, component: str) -> str:
         holder = wait_until(f"the lease of {component} is renewed", look, seconds=context.seconds * 0.8, every=0.25)
     except WaitTimeout as error:
         raise CheckFailed(error.message) from None
-    host = holder.rsplit("_", 1)[0]
-    if host not in {node.name for node in context.cluster.control_planes}:
+    node = hostnames.get(holder.rsplit("_", 1)[0])
+    if node is None:
         raise CheckFailed(
             f"the lease of {component} is held by {holder}, none of {listed(node.name for node in context.cluster.control_planes)}"
         )
-    return f"{component} led by {host}"
+    return f"{component} led by {node}"
 
 
 def api_paths(context: Context) -> str:

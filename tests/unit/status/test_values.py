@@ -176,18 +176,19 @@ def test_an_alarm_outlives_its_member() -> None:
 
 def test_a_lease_is_aged_by_its_holders_clock() -> None:
     now = 1_700_000_000.0
-    # the holder's clock is 3 s ahead, and it renewed 2 s ago
+    # the holder's clock is 3 s ahead, and it renewed 2 s ago; it calls itself by its host name
+    planes = {"cp-1": kubernetes.Plane("cp-1"), "cp-2": kubernetes.Plane("cp-2.example", 3.0)}
     stamp = dt.datetime.fromtimestamp(now + 3 - 2, dt.UTC).isoformat().replace("+00:00", "Z")
-    spec = {"holderIdentity": "cp-2_0b5e", "renewTime": stamp, "leaseDurationSeconds": 15}
+    spec = {"holderIdentity": "cp-2.example_0b5e", "renewTime": stamp, "leaseDurationSeconds": 15}
     body = json.dumps({"spec": spec}).encode()
-    lease = kubernetes.lease_of("kube-scheduler", Response("cp-1", 200, body), PLANES, {"cp-2": 3.0}, now=now)
+    lease = kubernetes.lease_of("kube-scheduler", Response("cp-1", 200, body), planes, now=now)
     assert (lease.holder, lease.expired) == ("cp-2", False)
     assert lease.seconds == pytest.approx(2)
-    assert kubernetes.lease_of("x", Response("cp-1", 200, body), PLANES, {}, now=now + 30).expired
-    assert kubernetes.lease_of("x", Response("cp-1", 404, b"{}"), PLANES, {}, now=now).error
-    assert kubernetes.lease_of("x", Response("cp-1", 200, b'{"spec": {}}'), PLANES, {}, now=now).error == "nobody holds the lease"
+    assert kubernetes.lease_of("x", Response("cp-1", 200, body), {}, now=now + 30).expired
+    assert kubernetes.lease_of("x", Response("cp-1", 404, b"{}"), {}, now=now).error
+    assert kubernetes.lease_of("x", Response("cp-1", 200, b'{"spec": {}}'), {}, now=now).error == "nobody holds the lease"
     with pytest.raises(ProvisionerError, match="cp-1 answered 503"):
-        kubernetes.lease_of("x", Response("cp-1", 503, b""), PLANES, {}, now=now)
+        kubernetes.lease_of("x", Response("cp-1", 503, b""), {}, now=now)
 
 
 # -- problems ------------------------------------------------------------------------------------------------------------------

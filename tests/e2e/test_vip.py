@@ -218,8 +218,10 @@ def test_it_moves_before_a_stopping_apiserver_is_gone(vip: Vip) -> None:
 def test_two_holders_that_hear_each_other_again_are_one(vip: Vip) -> None:
     """A network that lets everything but VRRP through: both sides think they are alone."""
     holder = vip.one_holder()
-    deaf = "table ip deaf { chain in { type filter hook input priority -300; ip protocol vrrp drop; }\n"
-    deaf += "chain out { type filter hook output priority -300; ip protocol vrrp drop; } }\n"
+    deaf = "".join(
+        f"table ip deaf {{\n chain {hook} {{\n type filter hook {hook} priority -300;\n ip protocol vrrp drop;\n }}\n}}\n"
+        for hook in ("input", "output")
+    )
     vip.real.run(holder, "nft -f -", stdin=deaf.encode())
     try:
 

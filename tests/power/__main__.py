@@ -19,6 +19,7 @@ from tests.power.machines import Cache, Hardware, Machines
 
 # one drill at a time: its network has one name
 HOME = Path("/var/lib/provisioner/power-cut")
+INTERRUPTED = "interrupted"
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
 
@@ -50,11 +51,11 @@ def main() -> int:
     except (DrillFailed, ProvisionerError) as error:
         failure = "\n  ".join([str(error), *getattr(error, "details", ())])
     except KeyboardInterrupt:
-        failure = "interrupted"
+        failure = INTERRUPTED
     result = figures.document(hardware, str(shape), measured, failure)
     for line in figures.table(result):
         print(line)
-    if measured:
+    if measured and failure != INTERRUPTED:
         print(f"raw figures: {figures.save(result, options.results)}")
     return 1 if failure else 0
 

@@ -90,6 +90,7 @@ class Drill:
             self._wait_for_return(cluster, before)
         self._verify("verify_after")
         self._read_back(cluster, written)
+        self._look_at_machines(cluster)
         self.figures["whole_s"] = round(time.monotonic() - self._began, 1)
 
     @property
@@ -260,6 +261,23 @@ class Drill:
         }
         if not compared.whole:
             raise DrillFailed(f"{len(compared.lost)} acknowledged writes lost:\n" + "\n".join(compared.lost[:20]))
+
+    def _look_at_machines(self, cluster: Cluster) -> None:
+        """What the machines have to say about the cut. For the record; nothing is judged by it."""
+        commands = {
+            # the file system's journal was replayed: there was something that only the journal had
+            "journal_replayed": "journalctl -b -k -q -o cat | grep -c 'EXT4-fs.*recovery complete'",
+            # the proxies took a slow apiserver for a dead one
+            "proxy_marked_down": "journalctl -b -u provisioner-api-proxy -q -o cat | grep -c 'WARNING.* is DOWN'",
+            "etcd_took_too_long": "journalctl -b -u etcd -q -o cat | grep -c 'took too long'",
+        }
+        with self._connections(cluster) as connections:
+            for name, command in commands.items():
+                # grep -c ends with 1 when it counts 0
+                self.figures[name] = {
+                    node.name: int(connections.run(node, f"{command} || true", timeout=CHECK_SECONDS).text)
+                    for node in cluster.nodes
+                }
 
 
 def cluster_file(made: machines.Machines) -> str:

@@ -53,7 +53,8 @@ FILES = {
     "etc/systemd/system/ssh-host-keys.service": HOST_KEYS_UNIT,
     # under emulation a service may be busy for longer than systemd's 90 s
     "etc/systemd/system.conf.d/slow.conf": "[Manager]\nDefaultTimeoutStartSec=600s\nDefaultTimeoutStopSec=300s\n",
-    "etc/resolv.conf": "nameserver 127.0.0.1\n",
+    # kubelet wants one, and an address of the machine itself would make CoreDNS ask itself; this one leads nowhere (RFC 5737)
+    "etc/resolv.conf": "nameserver 192.0.2.1\n",
     "etc/apt/sources.list": "# these machines have no way out\n",
 }
 WANTS = {

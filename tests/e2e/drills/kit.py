@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Job:
     Attributes:
         endpoint: URL of the API for the writers.
         namespace: where they write; empty for no writers.
+        run: part of every object's name, so that no two loads share one.
         pin: server of the node's proxy on which the kept connection begins; empty for any.
         poll: HOST:PORT of the Service that is called; empty for none.
         watch: URL of the API for the watcher; empty for none.
@@ -68,6 +69,7 @@ class Job:
     seconds: float = LONGEST
     endpoint: str = API_PROXY_URL
     namespace: str = ""
+    run: str = field(default_factory=lambda: secrets.token_hex(3))
     pin: str = ""
     socket: str = ADMIN_SOCKET
     poll: str = ""

@@ -137,7 +137,7 @@ class Writer(threading.Thread):
 
     def operation(self, number: int, version: str) -> str:
         """Send one write until it is acknowledged, or time is up; return the object's new version."""
-        name = f"{self.label}-{number // 2:06d}"
+        name = f"{self.label}-{self.job['run']}-{number // 2:06d}"
         event = {"kind": "write", "client": self.label, "name": name, "number": number, "start": time.monotonic()}
         attempts, errors = 0, []
         done: float | None = None

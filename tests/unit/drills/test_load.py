@@ -95,7 +95,7 @@ def api() -> Iterator[Api]:
 @pytest.fixture(params=[True, False], ids=["kept", "fresh"])
 def writer(api: Api, request: pytest.FixtureRequest) -> Iterator[load.Writer]:
     client = load.Client(f"http://127.0.0.1:{api.server_port}", None, keep=request.param)
-    yield load.Writer("w", client, {"namespace": "drill"}, threading.Event(), lambda: time.monotonic() + 10)
+    yield load.Writer("w", client, {"namespace": "drill", "run": "1a"}, threading.Event(), lambda: time.monotonic() + 10)
     client.close()
 
 
@@ -118,12 +118,12 @@ def test_a_write_is_acknowledged_once(api: Api, writer: load.Writer, capsys: pyt
     writer.operation(2, version)
     events = said(capsys)
     assert [(event["name"], event["number"], event["attempts"]) for event in events] == [
-        ("w-000000", 0, 1),
-        ("w-000000", 1, 1),
-        ("w-000001", 2, 1),
+        ("w-1a-000000", 0, 1),
+        ("w-1a-000000", 1, 1),
+        ("w-1a-000001", 2, 1),
     ]
     assert all(event["acknowledged"] >= event["start"] and not event["errors"] for event in events)
-    assert {name: value for name, (value, _) in api.objects.items()} == {"w-000000": "1", "w-000001": "2"}
+    assert {name: value for name, (value, _) in api.objects.items()} == {"w-1a-000000": "1", "w-1a-000001": "2"}
 
 
 def test_a_write_whose_answer_was_lost(api: Api, writer: load.Writer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +136,7 @@ def test_a_write_whose_answer_was_lost(api: Api, writer: load.Writer, capsys: py
         assert event["acknowledged"]
         assert event["attempts"] == 2
         assert event["errors"][-1][1].startswith("409")
-    assert api.objects["w-000000"] == ("1", 2), "each written once"
+    assert api.objects["w-1a-000000"] == ("1", 2), "each written once"
 
 
 def test_an_object_that_changed_in_between(api: Api, writer: load.Writer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +144,7 @@ def test_an_object_that_changed_in_between(api: Api, writer: load.Writer, capsys
     writer.operation(1, "77")
     event = said(capsys)[-1]
     assert event["attempts"] == 2, "the second try takes the version that is there"
-    assert api.objects["w-000000"][0] == "1"
+    assert api.objects["w-1a-000000"][0] == "1"
 
 
 def test_a_slow_answer_is_given_up_after_a_second(api: Api, writer: load.Writer, capsys: pytest.CaptureFixture[str]) -> None:

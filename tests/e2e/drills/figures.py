@@ -159,18 +159,18 @@ def state_at(events: Iterable[Event], what: str, moment: float) -> Any:
 
 
 def moved(events: Sequence[Event], lease: str, machine: str, since: float) -> float | None:
-    """Seconds until a lease that a machine held had another holder; None where it did not hold it, or never lost it.
-
-    ``held`` tells the two apart.
-    """
+    """Seconds until another machine had taken a lease, by the lease's own time; None where nobody has, or the machine did not
+    hold it (``held`` tells)."""
     if not held(events, lease, machine, since):
         return None
-    return next((at - since for at, holder in seen(events, lease) if at > since and holder not in ("", machine)), None)
+    takings = (taken for at, (holder, taken) in seen(events, lease) if at > since and holder not in ("", machine))
+    return next((round(taken - since, 2) for taken in takings), None)
 
 
 def held(events: Sequence[Event], lease: str, machine: str, at: float) -> bool:
     """Whether a machine held a lease at a moment."""
-    return bool(state_at(events, lease, at) == machine)
+    state = state_at(events, lease, at)
+    return state is not None and bool(state[0] == machine)
 
 
 def gone(events: Sequence[Event], what: str, address: str, since: float) -> float | None:

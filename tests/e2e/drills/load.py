@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,6 +40,8 @@ PAUSE = 0.05
 WATCH_EVERY = 0.5
 # Seconds that operations under way get at the end.
 GRACE = 10.0
+# From wall-clock seconds to CLOCK_MONOTONIC.
+CLOCK = time.monotonic() - time.time()
 
 _OUT = threading.Lock()
 
@@ -274,9 +277,10 @@ def ready_nodes(nodes: Object) -> dict[str, str]:
     return found
 
 
-def holder(lease: Object) -> str:
-    """The machine that holds a lease; identities are HOSTNAME_UUID."""
-    return str(lease["spec"].get("holderIdentity") or "").split("_")[0]
+def holder(lease: Object) -> list[object]:
+    """[the machine that holds a lease, since when]; identities are HOSTNAME_UUID."""
+    since = datetime.fromisoformat(lease["spec"]["acquireTime"].replace("Z", "+00:00")).timestamp() + CLOCK
+    return [str(lease["spec"].get("holderIdentity") or "").split("_")[0], round(since, 3)]
 
 
 def endpoints(slices: Object) -> list[str]:

@@ -79,13 +79,13 @@ def test_figures_of_a_writer() -> None:
 
 def test_a_lease_that_moves_one_that_stays_and_one_held_elsewhere() -> None:
     events = [
-        {"kind": "seen", "at": 1.0, "what": "lease/a", "value": "cp-1"},
-        {"kind": "seen", "at": 20.0, "what": "lease/a", "value": ""},
-        {"kind": "seen", "at": 21.5, "what": "lease/a", "value": "cp-3"},
-        {"kind": "seen", "at": 1.0, "what": "lease/b", "value": "cp-1"},
-        {"kind": "seen", "at": 1.0, "what": "lease/c", "value": "cp-2"},
+        {"kind": "seen", "at": 1.0, "what": "lease/a", "value": ["cp-1", 0.0]},
+        {"kind": "seen", "at": 20.0, "what": "lease/a", "value": ["", 0.0]},
+        {"kind": "seen", "at": 21.5, "what": "lease/a", "value": ["cp-3", 21.2]},
+        {"kind": "seen", "at": 1.0, "what": "lease/b", "value": ["cp-1", 0.0]},
+        {"kind": "seen", "at": 1.0, "what": "lease/c", "value": ["cp-2", 0.0]},
     ]
-    assert figures.moved(events, "lease/a", "cp-1", 5.0) == 16.5
+    assert figures.moved(events, "lease/a", "cp-1", 5.0) == 16.2
     assert [figures.held(events, f"lease/{name}", "cp-1", 5.0) for name in "abc"] == [True, True, False]
     assert figures.moved(events, "lease/b", "cp-1", 5.0) is None
     assert figures.moved(events, "lease/c", "cp-1", 5.0) is None

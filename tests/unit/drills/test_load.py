@@ -176,8 +176,9 @@ def test_what_is_never_acknowledged_is_said_so(api: Api, writer: load.Writer, ca
 def test_what_matters_of_the_clusters_state() -> None:
     node = {"metadata": {"name": "cp-1"}, "status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
     assert load.ready_nodes({"items": [node, {"metadata": {"name": "new"}, "status": {}}]}) == {"cp-1": "Unknown", "new": "Unknown"}
-    assert load.holder({"spec": {"holderIdentity": "cp-1_0b2c"}}) == "cp-1"
-    assert load.holder({"spec": {"holderIdentity": None}}) == ""
+    lease = {"holderIdentity": "cp-1_0b2c", "acquireTime": "1970-01-01T00:00:07.500000Z"}
+    assert load.holder({"spec": lease}) == ["cp-1", round(load.CLOCK + 7.5, 3)]
+    assert load.holder({"spec": lease | {"holderIdentity": None}})[0] == ""
     ready = [{"addresses": ["10.0.0.2"], "conditions": {"ready": True}}, {"addresses": ["10.0.0.1"]}]
     gone = [{"addresses": ["10.0.0.3"], "conditions": {"ready": False}}]
     assert load.endpoints({"items": [{"endpoints": ready}, {"endpoints": gone}, {"endpoints": None}]}) == ["10.0.0.1", "10.0.0.2"]

@@ -44,8 +44,12 @@ class Join:
     starts: bool = True
 
 
-def joins(session: Session) -> tuple[Join, ...]:
-    """The machines that must join an etcd cluster which exists already, in cluster.yaml's order. Changes nothing."""
+def joins(session: Session, listed: Sequence[Member] | None) -> tuple[Join, ...]:
+    """The machines that must join an etcd cluster which exists already, in cluster.yaml's order. Pure.
+
+    Args:
+        listed: the member list (``listing``).
+    """
     data = {
         node.name: bool(session.actual[node.name]["etcd_data"])
         for node in session.cluster.etcd_members
@@ -54,7 +58,7 @@ def joins(session: Session) -> tuple[Join, ...]:
     if not _was_born(session) or not any(data.values()):
         return ()
     nodes = tuple(node for node in session.cluster.etcd_members if node.name in data)
-    return classify(nodes, data, listing(session))
+    return classify(nodes, data, listed)
 
 
 def classify(nodes: Sequence[Node], data: Mapping[str, bool], listed: Sequence[Member] | None) -> tuple[Join, ...]:
@@ -103,11 +107,11 @@ def changes(found: Sequence[Join]) -> tuple[Change, ...]:
     return tuple(Change(join.node.name, "etcd", "member", join.node.name, join.how) for join in found)
 
 
-def strangers(session: Session) -> tuple[str, ...]:
-    """Members of the running etcd cluster that are no machines of cluster.yaml, by name or peer URL."""
+def strangers(session: Session, listed: Sequence[Member] | None) -> tuple[str, ...]:
+    """Members of the running etcd cluster that are no machines of cluster.yaml, by name or peer URL. Pure."""
     known = {topology.etcd_peer_url(node) for node in session.cluster.etcd_members}
     return tuple(
-        member.name or ", ".join(member.peer_urls) for member in listing(session) or () if not known.intersection(member.peer_urls)
+        member.name or ", ".join(member.peer_urls) for member in listed or () if not known.intersection(member.peer_urls)
     )
 
 

@@ -38,7 +38,10 @@ def read_state(session: Session) -> Session:
     for name, state in rendered.states.items():
         changes += difference(state, actual[name])
     looked = replace(rendered, actual=actual)
-    looked = replace(looked, joining=members.joins(looked))
+    listed = members.listing(looked)
+    looked = replace(looked, joining=members.joins(looked, listed))
+    for name in members.strangers(looked, listed):
+        session.display.say(f"warning: {name} is a member of etcd, but no machine of cluster.yaml; it is left as it is")
     changes += members.changes(looked.joining)
     changes += _cluster_changes(looked)
     return replace(looked, plan=Plan(tuple(changes)))

@@ -73,6 +73,21 @@ def test_without_anybody_to_ask_those_without_data_wait(cluster: Cluster) -> Non
     assert [join.how for join in verdicts(cluster, None, "cp-2").values()] == ["join once the other members run"]
 
 
+def test_members_that_cluster_yaml_does_not_know_are_named(session: Session, cluster: Cluster) -> None:
+    listed = [*(entry(cluster, name) for name in IDS), Member(9, "old-3", ("https://10.77.0.99:2380",), (), learner=False)]
+    assert members.strangers(session, listed) == ("old-3",)
+    assert members.strangers(session, None) == ()
+
+
+def test_a_cluster_that_was_never_born_has_nobody_joining(session: Session, cluster: Cluster) -> None:
+    """The first run was cut short after one member had started: the others are founders still."""
+    actual: dict[str, dict[str, Any]] = {name: {"units": {}, "etcd_data": name == "cp-1"} for name in IDS}
+    assert members.joins(replace(session, actual=actual), None) == ()
+    actual["cp-1"]["units"] = {"kube-apiserver.service": {"loaded": True}}
+    found = members.joins(replace(session, actual=actual), [entry(cluster, "cp-1")])
+    assert [join.node.name for join in found] == ["cp-2", "etcd-1"]
+
+
 # -- quorum ----------------------------------------------------------------------------------------------------------------------
 
 

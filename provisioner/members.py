@@ -110,9 +110,7 @@ def changes(found: Sequence[Join]) -> tuple[Change, ...]:
 def strangers(session: Session, listed: Sequence[Member] | None) -> tuple[str, ...]:
     """Members of the running etcd cluster that are no machines of cluster.yaml, by name or peer URL. Pure."""
     known = {topology.etcd_peer_url(node) for node in session.cluster.etcd_members}
-    return tuple(
-        member.name or ", ".join(member.peer_urls) for member in listed or () if not known.intersection(member.peer_urls)
-    )
+    return tuple(member.name or ", ".join(member.peer_urls) for member in listed or () if not known.intersection(member.peer_urls))
 
 
 # -- before a change -----------------------------------------------------------------------------------------------------------

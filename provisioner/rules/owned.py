@@ -120,7 +120,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
             "discovery discovery-endpoints discovery-fallback discovery-proxy discovery-srv discovery-srv-name discovery-token",
             _DISCOVERY,
         ),
-        ("data-dir", _DATA),
+        ("data-dir wal-dir", _DATA),
         ("unsafe-no-fsync", _LOSS),
         ("config-file", "etcd then ignores every flag"),
         ("quota-backend-bytes", _key("etcd.quotaBackendBytes")),

@@ -166,7 +166,7 @@ class Drill:
         except subprocess.TimeoutExpired:
             raise DrillFailed(f"provisioner {' '.join(args)}: not done when the drill's time was up") from None
         self._say(f"provisioner {' '.join(args)}: exit {done.returncode} after {time.monotonic() - began:.1f} s")
-        if done.returncode:
+        if done.returncode and args[0] == "apply":
             print(done.stderr[-3000:], flush=True)
         return done
 
@@ -187,9 +187,11 @@ class Drill:
         def passes() -> None:
             done = self._command("verify", "--json", "--timeout", str(CHECK_SECONDS))
             report = json.loads(done.stdout) if done.stdout.startswith("{") else {}
-            failed = [check["id"] for check in report.get("checks", ()) if check["outcome"] == "failed"]
+            failed = {check["id"]: check["failures"] for check in report.get("checks", ()) if check["outcome"] == "failed"}
             runs.append({"exit": done.returncode, "failed": failed, "seconds": report.get("seconds")})
             if done.returncode:
+                for name_of_check, lines in failed.items():
+                    print(*(f"    {name_of_check}: {line}" for line in lines), sep="\n", flush=True)
                 raise NotYet(f"exit {done.returncode}; failed: {', '.join(failed)}")
 
         try:

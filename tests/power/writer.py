@@ -161,7 +161,7 @@ def compare(written: Written, found: Mapping[str, Mapping[str, str]]) -> Compare
             lost.append(f"{name}: the payload stored with sequence {stored} is not that of this write")
         elif stored != acknowledged:
             kept += 1
-    return Compared(read=len(found), lost=tuple(lost), unacknowledged_kept=kept)
+    return Compared(read=len(found.keys() & written.attempted.keys()), lost=tuple(lost), unacknowledged_kept=kept)
 
 
 def read_back(api: ClusterApi, *, timeout: float) -> dict[str, dict[str, str]]:

@@ -31,7 +31,7 @@ from provisioner.wait import NotYet, wait_until
 from tests.e2e.drills import figures, kit
 from tests.e2e.drills.figures import CLIENTS, Bar, Event, Window
 from tests.e2e.drills.kit import Kit, Load
-from tests.e2e.drills.record import Record
+from tests.e2e.drills.record import Entry, Record
 
 pytestmark = pytest.mark.e2e
 
@@ -124,7 +124,7 @@ def lease_moved(load: Load, machine: str, since: float) -> None:
 
 def vanish(
     drill: Kit, record: Record, what: str, victim: str, *, seconds: float, kill: bool, endpoint: str | None = None, extra: float = 0
-) -> None:
+) -> Entry:
     """A machine leaves the network without a word, with ``kill`` loses its power, and comes back, all under load.
 
     Args:
@@ -171,10 +171,11 @@ def vanish(
     ]
     lost = drill.lost(events)
     others = figures.not_ready(events, Window(cut, home.end), but=[victim])
-    record.add(
+    entry = record.add(
         what,
         bars,
         victim=victim,
+        kill=kill,
         etcd_leader=victim == leader,
         away=write_figures(events, away),
         home=write_figures(events, home),
@@ -191,6 +192,7 @@ def vanish(
     assert not others, others
     bars_hold(bars)
     verified(drill.real)
+    return entry
 
 
 def endpoints_gone(load: Load, addresses: dict[str, str], since: float) -> None:
@@ -456,7 +458,8 @@ def test_the_holder_of_the_virtual_address_vanishes(drill: Kit, record: Record) 
     with drill.real.edited(lambda text: f"{text}\ncontrolPlaneEndpoint: {{host: {address}, port: 6443, vip: {{}}}}\n"):
         applied(drill.real)
         holder = wait_until("a holder of the virtual address", lambda: held(drill, address), seconds=PATIENCE, every=1)
-        vanish(
+        local = {entry.bars[0].what: entry.bars[0].value for entry in record.entries if entry.figures.get("kill")}
+        entry = vanish(
             drill,
             record,
             f"{holder}, holder of the virtual address, vanishes",
@@ -466,6 +469,9 @@ def test_the_holder_of_the_virtual_address_vanishes(drill: Kit, record: Record) 
             endpoint=kit.vip_url(address),
             extra=VIP_EXTRA,
         )
+        gap, through_the_proxy = entry.bars[0].value, local.get(entry.bars[0].what)
+        if gap is not None and through_the_proxy is not None:
+            entry.figures["longer_than_through_the_proxy"] = round(gap - through_the_proxy, 3)
         assert drill.holder_of(address)
 
 

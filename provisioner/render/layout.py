@@ -151,7 +151,8 @@ ROLES: tuple[RoleSpec, ...] = (
         control_plane.vip,
         files=(
             TemplateFile("/etc/provisioner/vip.conf"),
-            TemplateFile(f"{LIB}/vip-health", mode=0o755),
+            # not below /usr/local, which is writable for a group on Debian: keepalived runs no such script as root
+            TemplateFile("/etc/provisioner/vip-health", mode=0o755),
             TemplateFile(f"{UNITS}/provisioner-vip.service"),
         ),
         # a restart of the holder would move the address; peers come and go by reload

@@ -133,7 +133,7 @@ class Vip:
         """Wait until keepalived finds a machine's apiserver in order."""
 
         def look() -> None:
-            if self.real.connections.run(self.real.cluster.node(plane), "/usr/local/lib/provisioner/vip-health", timeout=10).code:
+            if self.real.connections.run(self.real.cluster.node(plane), "/etc/provisioner/vip-health", timeout=10).code:
                 raise NotYet("unhealthy")
 
         wait_until(f"{plane} is healthy", look, seconds=SECONDS, every=0.2)
@@ -164,6 +164,8 @@ def test_users_reach_the_api_by_an_address_that_one_machine_holds(vip: Vip) -> N
     assert "from 4 machines" in evidence
     assert vip.real.plan() == []
     for plane in PLANES:
+        log = vip.real.run(plane, f"journalctl --unit {UNIT} --no-pager --output cat")
+        assert "VRRP_Script(apiserver) succeeded" in log, "its health is asked, and good"
         assert "keepalived" not in vip.real.run(plane, "nft list tables")
     assert not vip.real.run("worker-1", f"systemctl list-unit-files --no-legend {UNIT}", check=False).strip()
 

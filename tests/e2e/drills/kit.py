@@ -280,7 +280,7 @@ class Kit:
         """Acknowledged writes that are not there, once everything is over."""
         stored = self.api.items(f"/api/v1/namespaces/{self.namespace}/configmaps", timeout=60)
         values = {str(item["metadata"]["name"]): item["data"].get("value", "") for item in stored}
-        return lost(events, {name: int(value) for name, value in values.items() if re.fullmatch(r"\d+", value)})
+        return lost(events, {name: int(value) for name, value in values.items() if re.fullmatch(r"\d{1,9}", value)})
 
     # --- who leads, who is back --------------------------------------------------------------------------------
 

@@ -97,7 +97,9 @@ def followers(drill: Kit) -> list[str]:
 
 def test_a_follower_vanishes_and_is_killed(drill: Kit, record: Record) -> None:
     chance = random.Random(SEED)  # noqa: S311 - repeatable, not secret
-    chosen = followers(drill) if FULL else [chance.choice(followers(drill))]
+    names = followers(drill)
+    # one that holds a lease, if any does, so that a lease has to move
+    chosen = names if FULL else [chance.choice([name for name in names if name in drill.lease_holders()] or names)]
     for name in chosen:
         vanish(drill, record, f"{name} vanishes", name, seconds=OUTAGE, kill=True)
 

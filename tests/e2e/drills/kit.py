@@ -314,6 +314,12 @@ class Kit:
 
         return wait_until("a leader of etcd", look, seconds=PATIENCE, retry_on=(ProvisionerError,))
 
+    def lease_holders(self) -> set[str]:
+        """The machines whose controller-manager or scheduler is at work."""
+        path = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
+        leases = [self.api.request("GET", f"{path}/{name}").json() for name in ("kube-controller-manager", "kube-scheduler")]
+        return {str(lease["spec"]["holderIdentity"]).split("_")[0] for lease in leases}
+
     def leader_changes(self, machine: str) -> int:
         """How many leader changes a member has seen since it was started: etcd_server_leader_changes_seen_total."""
         with self.connections.forward(self.cluster.node(machine), ETCD_METRICS_PORT) as forward:

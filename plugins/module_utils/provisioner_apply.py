@@ -28,6 +28,7 @@ from ansible.module_utils.provisioner_host import (
     write_atomic,
 )
 
+UNIT_DIR = "/etc/systemd/system"
 # A service that has ended so many times while its gate waited will not recover by itself: a flag it does not know, mostly.
 HOPELESS = 15
 
@@ -79,13 +80,20 @@ def place_files(files, dry):
 
 
 def remove(paths, dry):
-    """Remove files, links and trees that should not be there. Returns those that were."""
+    """Remove files, links and trees that should not be there; a unit is stopped and disabled first. Returns those that were."""
     found = [path for path in paths if os.path.lexists(path)]
-    for path in found if not dry else ():
+    if dry or not found:
+        return found
+    units = [os.path.basename(path) for path in found if os.path.dirname(path) == UNIT_DIR]
+    if units:
+        _run(["systemctl", "disable", "--now", "--quiet", *units])
+    for path in found:
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
         else:
             os.unlink(path)
+    if units:
+        _run(["systemctl", "daemon-reload"])
     return found
 
 

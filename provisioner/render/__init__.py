@@ -63,12 +63,20 @@ def render_host(host: HostContext) -> HostState:
         files=tuple(files),
         artifacts=artifacts,
         units=tuple(units),
-        absent=() if host.bootstrap_kubeconfig or not host.node.is_kubernetes_node else (("kubelet", BOOTSTRAP_KUBECONFIG),),
+        absent=_absent(host, roles),
         sysctls=tuple(sorted(base["base_sysctls"].items())),  # type: ignore[attr-defined]  # a dict, by machine.base
         modules=tuple(base["base_modules"]),  # type: ignore[arg-type]  # a list, by machine.base
         users=tuple(user["name"] for user in users_of(host)),
         variables={name: value for role in roles for name, value in variables[role.name].items()},
     )
+
+
+def _absent(host: HostContext, roles: tuple[RoleSpec, ...]) -> tuple[tuple[str, str], ...]:
+    """What must not be there: a token that nobody needs any more, and what was left by roles that the machine does not carry."""
+    gone = [("base", file.path) for role in ROLES if role.withdrawn and role not in roles for file in role.files]
+    if host.node.is_kubernetes_node and not host.bootstrap_kubeconfig:
+        gone.append(("kubelet", BOOTSTRAP_KUBECONFIG))
+    return tuple(gone)
 
 
 def _render_file(

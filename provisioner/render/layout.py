@@ -36,7 +36,7 @@ class UnitSpec:
 
 @dataclass(frozen=True, slots=True)
 class RoleSpec:
-    """One Ansible role, as the driver sees it."""
+    """One Ansible role, as the driver sees it. One that is ``withdrawn`` goes from machines that do not carry it any more."""
 
     name: str
     applies: Callable[[Cluster, Node], bool]
@@ -44,6 +44,7 @@ class RoleSpec:
     files: tuple[TemplateFile, ...] = ()
     units: tuple[UnitSpec, ...] = ()
     binaries: tuple[str, ...] = ()
+    withdrawn: bool = False
 
 
 def _always(_cluster: Cluster, _node: Node) -> bool:
@@ -157,6 +158,8 @@ ROLES: tuple[RoleSpec, ...] = (
         ),
         # a restart of the holder would move the address; peers come and go by reload
         units=(UnitSpec("provisioner-vip.service", reload_on=("/etc/provisioner/vip.conf",)),),
+        # a machine that went on holding the address would answer in place of whoever has it now
+        withdrawn=True,
     ),
     RoleSpec(
         "kube_controller_manager",

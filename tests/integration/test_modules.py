@@ -439,6 +439,27 @@ def test_a_unit_that_takes_its_file_by_a_reload_is_not_restarted(machine: Target
     assert pid_1.text == pid_2.text == pid_3.text
 
 
+def test_a_unit_that_is_no_longer_wanted_is_stopped_before_it_goes(machine: Target) -> None:
+    name = "pv-gone.service"
+    file, unit = unit_of(name, "1" * 32)
+    look_at = shell(
+        f"systemctl is-active {name}; systemctl show --property=LoadState --value {name}; "
+        f"ls /etc/systemd/system/{name} /etc/systemd/system/multi-user.target.wants/{name} 2>/dev/null || true"
+    )
+    started, before, removed, after, again = machine.run(
+        apply(state_of(files=(file,), units=(unit,)), until={"unit": name, "seconds": 60}),
+        look_at,
+        apply(state_of(absent=((ROLE, file.path),))),
+        look_at,
+        apply(state_of(absent=((ROLE, file.path),))),
+    )
+    assert started.changed
+    assert before.text.split()[:2] == ["active", "loaded"]
+    assert removed.changes == [f"removed {file.path}"]
+    assert after.text.split() == ["inactive", "not-found"]
+    assert again.changes == []
+
+
 def test_a_unit_that_fails_is_told_with_its_journal(machine: Target) -> None:
     name = "pv-three.service"
     file, unit = unit_of(name, "1" * 32, before="/bin/sh -c 'echo out of cheese error; exit 3'")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -230,9 +231,10 @@ class Drill:
         return written
 
     def _wait_for_return(self, cluster: Cluster, before: dict[str, str]) -> None:
-        """Until every kubelet of this boot says Ready. What the API still has of the time before the cut does not count.
+        """Until every apiserver is ready and every kubelet of this boot says Ready.
 
-        Nothing is run on the machines meanwhile; only the API is asked.
+        What the API still has of the time before the cut does not count. Nothing is run on the machines meanwhile: only the API is
+        asked.
         """
         began = time.monotonic()
         expected = {node.name for node in cluster.kubernetes_nodes}
@@ -243,9 +245,13 @@ class Drill:
             # new connections each time: those of a machine that is just booting are of no use later
             with self._connections(cluster) as connections, self._api(cluster, connections) as connect, connect() as api:
                 nodes = _nodes(api)
-            if not answered:
-                answered.append(round(time.monotonic() - began, 1))
-                self._say("the API answers")
+                if not answered:
+                    answered.append(round(time.monotonic() - began, 1))
+                    self._say("the API answers")
+                # each of them: what one says of itself is not true of the others
+                for node in cluster.control_planes:
+                    if (answer := api.request_to(node, "/readyz", timeout=writer.REQUEST_SECONDS)).status != HTTPStatus.OK:
+                        raise NotYet(f"{node.name}: /readyz gave {answer.status}")
             late = [name for name in sorted(expected) if not _is_back(nodes.get(name), before.get(name, ""))]
             if late:
                 raise NotYet(f"not back: {', '.join(late)}")

@@ -87,7 +87,8 @@ def _cluster_changes(session: Session) -> tuple[Change, ...]:
     labels = objects.node_labels(session.cluster)
     if not any(unit_active(session, node.name, "kube-apiserver.service") for node in session.cluster.control_planes):
         return tuple(Change(CLUSTER, "objects", "object", objects.describe(obj), "create") for obj in (*desired, *labels))
-    with session.api() as api:
+    # the break-glass identity: a run that was cut short may have left API servers without the binding that makes `admin` one
+    with session.api(leaf="break-glass") as api:
         return objects.difference(api, (*desired, *labels))
 
 

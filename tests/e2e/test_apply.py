@@ -359,6 +359,16 @@ def test_a_failing_service_is_explained_and_repaired(ha: Real) -> None:
     assert ha.plan() == []
 
 
+def test_the_administrators_own_rights_come_back(ha: Real) -> None:
+    """As after a run that was cut short before the objects, and after a mistake: who may read nothing can repair nothing."""
+    emergency = (ha.workspace.root / "break-glass.kubeconfig").read_bytes()
+    ha.run("cp-2", "kubectl --kubeconfig /dev/stdin delete clusterrolebinding provisioner:cluster-admins", stdin=emergency)
+    assert [(change["role"], change["action"]) for change in ha.plan()] == [("objects", "create")]
+    done = ha.cli("apply", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert ha.plan() == []
+
+
 def test_one_phase_alone(ha: Real) -> None:
     ha.run("worker-2", "systemctl stop kube-proxy; rm /usr/local/bin/crictl")
     done = ha.cli("apply", "--yes", "--only", "machines")

@@ -68,9 +68,13 @@ def classify(nodes: Sequence[Node], data: Mapping[str, bool], listed: Sequence[M
         nodes: machines with the role etcd that could be looked at.
         data: whether each holds a member's data.
         listed: the member list; None while no member serves it, and then whoever has no data waits for it.
+
+    Raises:
+        ApplyError: a machine's name is listed at another address: its member would be taken for a stranger, and its data discarded.
     """
     found = []
     for node in nodes:
+        _refuse_moved(node, listed or ())
         entry = next((member for member in listed or () if topology.etcd_peer_url(node) in member.peer_urls), None)
         if listed is None:
             join = None if data[node.name] else Join(node, "join once the other members run")
@@ -88,6 +92,16 @@ def classify(nodes: Sequence[Node], data: Mapping[str, bool], listed: Sequence[M
         if join:
             found.append(join)
     return tuple(found)
+
+
+def _refuse_moved(node: Node, listed: Sequence[Member]) -> None:
+    url = topology.etcd_peer_url(node)
+    known = [member for member in listed if member.name == node.name]
+    if known and not any(url in member.peer_urls for member in listed):
+        raise ApplyError(
+            f"{node.name}: etcd knows this member at {', '.join(known[0].peer_urls)}, cluster.yaml says {url}; nothing was changed",
+            hint="a member cannot be moved to another address: put the old one back, or give the machine another name",
+        )
 
 
 def listing(session: Session) -> tuple[Member, ...] | None:

@@ -73,6 +73,13 @@ def test_without_anybody_to_ask_those_without_data_wait(cluster: Cluster) -> Non
     assert [join.how for join in verdicts(cluster, None, "cp-2").values()] == ["join once the other members run"]
 
 
+@pytest.mark.parametrize("without_data", [(), ("cp-2",)])
+def test_a_member_at_another_address_is_refused_and_its_data_left_alone(cluster: Cluster, without_data: tuple[str, ...]) -> None:
+    listed = [entry(cluster, "cp-1"), entry(cluster, "cp-2", peer_urls=("https://10.77.0.92:2380",)), entry(cluster, "etcd-1")]
+    with pytest.raises(ApplyError, match=r"cp-2: etcd knows this member at https://10\.77\.0\.92:2380.*nothing was changed"):
+        verdicts(cluster, listed, *without_data)
+
+
 def test_members_that_cluster_yaml_does_not_know_are_named(session: Session, cluster: Cluster) -> None:
     listed = [*(entry(cluster, name) for name in IDS), Member(9, "old-3", ("https://10.77.0.99:2380",), (), learner=False)]
     assert members.strangers(session, listed) == ("old-3",)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import yaml
 
@@ -65,6 +66,7 @@ Entries = dict[int, dict[str, tuple[yaml.Node, yaml.Node]]]
 class _Mark(Protocol):
     """Where something stands, from 0; libyaml's marks and PyYAML's own are unrelated types."""
 
+    index: int
     line: int
     column: int
 
@@ -98,6 +100,70 @@ class Document:
             else:
                 break
         return mark.line + 1, mark.column + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How one node of a text is written: where, in which style, and what in it; comments are in none.
+
+    Attributes:
+        start: offset of its first character (of its anchor or tag, where it has one).
+        end: offset behind its last character.
+        style: ``block``, ``flow`` or ``alias``; a scalar's is its indicator (``'``, ``"``, ``|``, ``>``) or empty.
+        decorated: it has an anchor or a tag.
+        text: a scalar's.
+        children: a sequence's items; a mapping's keys and values in turn.
+    """
+
+    kind: Literal["mapping", "sequence", "scalar", "alias"]
+    start: int
+    end: int
+    style: str
+    decorated: bool = False
+    text: str = ""
+    children: tuple[Written, ...] = ()
+
+    def get(self, key: str) -> Written | None:
+        """The value that a mapping has for a key itself, not by a merge."""
+        pairs = zip(self.children[::2], self.children[1::2], strict=True) if self.kind == "mapping" else ()
+        return next((value for name, value in pairs if name.kind == "scalar" and name.text == key), None)
+
+
+def outline(text: str) -> Written | None:
+    """The nodes of a text that :func:`parse` has read without a problem; None where there is none.
+
+    From the events: in the node graph an alias is the node it stands for.
+    """
+    # libyaml does not count a byte order mark
+    unmarked = text.removeprefix("\ufeff")
+    events = yaml.parse(unmarked, Loader=_Loader)
+    for event in events:
+        if isinstance(event, yaml.NodeEvent):
+            return _written(event, events, len(text) - len(unmarked))
+    return None
+
+
+def _written(event: yaml.Event, events: Iterator[yaml.Event], base: int) -> Written:
+    start, end = _offset(event.start_mark, base), _offset(event.end_mark, base)
+    if isinstance(event, yaml.ScalarEvent):
+        return Written("scalar", start, end, event.style or "", bool(event.anchor or event.tag), event.value)
+    if not isinstance(event, yaml.CollectionStartEvent):
+        return Written("alias", start, end, "alias")
+    children: list[Written] = []
+    for following in events:
+        if isinstance(following, yaml.CollectionEndEvent):
+            closed = _offset(following.end_mark, base)
+            # a block's end is wherever the next token begins
+            end = closed if event.flow_style else max([end, *(child.end for child in children)])
+            break
+        children.append(_written(following, events, base))
+    kind: Literal["mapping", "sequence"] = "mapping" if isinstance(event, yaml.MappingStartEvent) else "sequence"
+    style = "flow" if event.flow_style else "block"
+    return Written(kind, start, end, style, bool(event.anchor or event.tag), children=tuple(children))
+
+
+def _offset(mark: _Mark | None, base: int) -> int:
+    return base + (mark.index if mark else 0)
 
 
 def parse(text: str) -> Document:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import ssl
-import tempfile
 import threading
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
@@ -25,7 +23,7 @@ from provisioner.pki import CaName
 from provisioner.tls_client import write_client_files
 from provisioner.topology import APISERVER_PORT
 from provisioner.wait import NotYet, wait_until
-from provisioner.workspace import Workspace
+from provisioner.workspace import Workspace, private_directory
 
 if TYPE_CHECKING:
     from provisioner.pki import Pki
@@ -153,6 +151,7 @@ class ClusterApi:
         pki: issues the client's certificate and knows the cluster's CA.
         leaf: name of the client certificate in the PKI.
         last: control planes known not to answer, tried after all others.
+        leaving: control planes that cluster.yaml does not name any more, and that serve still; tried after the others.
     """
 
     def __init__(
@@ -164,17 +163,19 @@ class ClusterApi:
         *,
         leaf: str = "admin",
         last: Container[str] = (),
+        leaving: Sequence[Node] = (),
     ) -> None:
         self._library = _library()
-        self._planes = tuple(sorted(cluster.control_planes, key=lambda node: node.name in last))
+        self._planes = tuple(sorted((*cluster.control_planes, *leaving), key=lambda node: node.name in last))
         self._connections = connections
         self._ca = pki.cas[CaName.CLUSTER].certificate
         workspace.create()
         # the client library wants files
-        self._directory = tempfile.TemporaryDirectory(dir=workspace.root, prefix=".client-", ignore_cleanup_errors=True)
-        self._files = write_client_files(Path(self._directory.name), self._ca, *_pair(pki, leaf))
+        self._stack = contextlib.ExitStack()
+        directory = self._stack.enter_context(private_directory(workspace.root, ".client-"))
+        self._files = write_client_files(directory, self._ca, *_pair(pki, leaf))
         self._lock = threading.Lock()
-        self._node_locks = {node.name: threading.Lock() for node in cluster.control_planes}
+        self._node_locks = {node.name: threading.Lock() for node in self._planes}
         self._endpoints: dict[str, _Endpoint] = {}
         self._current = next(iter(self._planes))
         self._discovered: dict[tuple[str, str], tuple[str, bool]] = {}
@@ -191,7 +192,7 @@ class ClusterApi:
             for endpoint in self._endpoints.values():
                 _close(endpoint)
             self._endpoints.clear()
-        self._directory.cleanup()
+        self._stack.close()
 
     # --- objects -----------------------------------------------------------------------------------------------
 
@@ -245,6 +246,12 @@ class ClusterApi:
             return False
         self._checked("delete", obj, response)
         return True
+
+    def merge(self, obj: Object, change: Object, *, timeout: float = 10) -> Object | None:
+        """Merge a change into the live object that ``obj`` names (RFC 7396: null removes); None where it is not there."""
+        content_type = "application/merge-patch+json"
+        response = self.request("PATCH", self.path_of(obj), body=change, content_type=content_type, timeout=timeout)
+        return None if response.status == 404 else self._checked("change", obj, response).json()
 
     def path_of(self, obj: Object, *, collection: bool = False) -> str:
         """The API path of an object, or of the collection it belongs to."""
@@ -336,6 +343,7 @@ class ClusterApi:
         headers: Mapping[str, str] | None = None,
         content_type: str = "application/json",
         timeout: float = 10,
+        passing: Container[int] = _PASSING,
     ) -> Response:
         """One request to whichever control plane answers; the others are tried when it does not.
 
@@ -347,6 +355,7 @@ class ClusterApi:
             headers: further headers (impersonation).
             content_type: of the body.
             timeout: seconds for each attempt, and for passing states (an election, a starting apiserver) to pass.
+            passing: statuses that are such a state; an eviction's 429 is an answer.
 
         Raises:
             ClusterApiError: no control plane answers. An answer that refuses is returned, not raised.
@@ -364,7 +373,7 @@ class ClusterApi:
                     failures[node.name] = f"{node.name}: {error}"
                     continue
                 self._current = node
-                if response.status in _PASSING and not path.endswith("/proxy") and "/proxy/" not in path:
+                if response.status in passing and not path.endswith("/proxy") and "/proxy/" not in path:
                     raise NotYet(f"{node.name} answered {response.status}: {message_of(response)}")
                 return response
             raise ClusterApiError(

@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from provisioner.cli.common import ClusterOption, JsonOption, console, open_cluster, output, print_json
-from provisioner.config import Cluster
-from provisioner.errors import BadInput, ExitCode, ProvisionerError
+from provisioner.cli.common import ClusterOption, JsonOption, console, find_node, open_cluster, output, print_json
+from provisioner.config import Cluster, Node
+from provisioner.errors import ExitCode, ProvisionerError
 
 if TYPE_CHECKING:
     from provisioner.facts import HostFacts
     from provisioner.preflight import Problem
+    from provisioner.workspace import Workspace
 
 STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
 
@@ -25,13 +26,15 @@ STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
 def preflight(cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
     """Look at every machine, name every problem with its remedy, change nothing. Exit 4: a machine is unfit."""
     from provisioner import preflight as checks  # noqa: PLC0415 - keeps `--help` and completion quick
+    from provisioner import registry  # noqa: PLC0415
     from provisioner.facts import gather  # noqa: PLC0415
     from provisioner.ssh import Connections  # noqa: PLC0415
 
     loaded, workspace = open_cluster(cluster)
     with Connections(loaded, workspace) as connections:
         facts, unreachable = gather(loaded, connections)
-    problems = checks.check(loaded, facts, unreachable, cluster_id=checks.cluster_id_of(workspace))
+    known = registry.read(workspace)
+    problems = checks.check(loaded, facts, unreachable, cluster_id=checks.cluster_id_of(workspace), known=known)
     unfit = any(problem.severity == "error" for problem in problems)
     if as_json:
         print_json(
@@ -97,26 +100,30 @@ def ssh(
     cluster: ClusterOption = None,
 ) -> None:
     """Log in to a machine, or run a command on it, with this cluster's key, bastion and known_hosts."""
-    from provisioner.ssh import Connections, openssh_args  # noqa: PLC0415
-    from provisioner.ssh.known_hosts import KnownHosts  # noqa: PLC0415
-    from provisioner.ssh.target import bastion_of, target_of  # noqa: PLC0415
-
     loaded, workspace = open_cluster(cluster)
-    try:
-        found = loaded.node(node)
-    except KeyError:
-        names = ", ".join(other.name for other in loaded.nodes)
-        raise BadInput(f"there is no node {node!r} in {workspace.cluster_file}", hint=f"its nodes are {names}") from None
-    known = KnownHosts(workspace.known_hosts)
-    targets = [target_of(loaded, workspace, found), bastion_of(loaded, workspace)]
-    if not all(known.keys_of(target.host, target.port) for target in targets if target):
-        # ssh(1) is told to refuse keys that are not on record: look at the machine once in our own way, which records its key
-        with Connections(loaded, workspace) as connections:
-            connections.connect(found)
-    words = ["ssh", *openssh_args(loaded, workspace, found), found.address, *(command or [])]
+    words = ssh_words(loaded, workspace, find_node(loaded, workspace, node)) + (command or [])
     try:
         os.execvp("ssh", words)  # noqa: S606 - replaces this process on purpose: the terminal and the exit code are ssh's own
     except OSError as error:
         raise ProvisionerError(
             f"ssh cannot be run: {error.strerror}", hint="install the OpenSSH client (`apt-get install openssh-client`)"
         ) from error
+
+
+def ssh_words(cluster: Cluster, workspace: Workspace, node: Node) -> list[str]:
+    """The command line of ssh(1) to a machine, without what is to be run there.
+
+    Raises:
+        SshError: its host key is not on record yet, and the machine cannot be reached to record it.
+    """
+    from provisioner.ssh import Connections, openssh_args  # noqa: PLC0415
+    from provisioner.ssh.known_hosts import KnownHosts  # noqa: PLC0415
+    from provisioner.ssh.target import bastion_of, target_of  # noqa: PLC0415
+
+    known = KnownHosts(workspace.known_hosts)
+    targets = [target_of(cluster, workspace, node), bastion_of(cluster, workspace)]
+    if not all(known.keys_of(target.host, target.port) for target in targets if target):
+        # ssh(1) is told to refuse keys that are not on record: look at the machine once in our own way, which records its key
+        with Connections(cluster, workspace) as connections:
+            connections.connect(node)
+    return ["ssh", *openssh_args(cluster, workspace, node), node.address]

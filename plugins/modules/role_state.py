@@ -76,6 +76,7 @@ from ansible.module_utils.provisioner_apply import (
     set_sysctls,
     wait_healthy,
 )
+from ansible.module_utils.provisioner_before import record_before
 
 UNTIL = {
     "unit": {"type": "str", "required": True},
@@ -89,6 +90,11 @@ UNTIL = {
 def apply(wanted, params, dry):
     """Everything in order; returns what was done, in words, and the diffs."""
     until, last = params["until"], params["finally_remove"]
+    if wanted["before"] and not dry:
+        try:
+            record_before(wanted["before"])
+        except OSError as error:
+            raise NotAppliedError("what the machine was before cannot be written down: %s" % error) from error
     changes = ["discarded " + path for path in discard(until["unit"], params["discard"], dry)] if params["discard"] else []
     placed, diffs = place_files(wanted["files"], dry)
     changes += ["placed " + path for path in placed]

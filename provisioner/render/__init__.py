@@ -1,6 +1,7 @@
 """Desired state of every host, rendered by Python from the roles' own templates. Pure: values in, values out.
 
 layout      what each role puts where, as data
+footprint   everything that may ever lie on a machine, for whoever takes it away again
 context     the input of one host
 control_plane, machine   the roles' variables
 templates   Jinja under StrictUndefined
@@ -13,13 +14,12 @@ from collections.abc import Iterable
 
 from provisioner.desired import Artifact, File, HostState, Unit
 from provisioner.render.context import CachedArtifact, HostContext, Image, MachineTraits
-from provisioner.render.layout import ROLES, RoleSpec, UnitSpec
+from provisioner.render.footprint import BOOTSTRAP_KUBECONFIG, questions
+from provisioner.render.layout import ROLES, RoleSpec, UnitSpec, binary_path
 from provisioner.render.machine import IMAGE_DIR, users_of
 from provisioner.render.templates import render, template_of
 
 __all__ = ["ROLES", "CachedArtifact", "HostContext", "Image", "MachineTraits", "render_host", "roles_of"]
-
-BOOTSTRAP_KUBECONFIG = "/etc/kubernetes/kubelet/bootstrap.kubeconfig"
 
 
 def roles_of(host: HostContext) -> tuple[RoleSpec, ...]:
@@ -68,6 +68,7 @@ def render_host(host: HostContext) -> HostState:
         modules=tuple(base["base_modules"]),  # type: ignore[arg-type]  # a list, by machine.base
         users=tuple(user["name"] for user in users_of(host)),
         variables={name: value for role in roles for name, value in variables[role.name].items()},
+        before=questions(host.cluster_id),
     )
 
 
@@ -102,8 +103,7 @@ def _artifacts(host: HostContext, roles: Iterable[RoleSpec]) -> tuple[Artifact, 
     found = []
     for role in roles:
         for name in role.binaries:
-            path = f"/opt/cni/bin/{name.removeprefix('cni/')}" if name.startswith("cni/") else f"/usr/local/bin/{name}"
-            found.append(_artifact(host.artifacts[name], path, 0o755))
+            found.append(_artifact(host.artifacts[name], binary_path(name), 0o755))
     if host.node.is_kubernetes_node:
         for name, image in sorted(host.images.items()):
             found.append(_artifact(host.artifacts[image.artifact], f"{IMAGE_DIR}/{name}.tar", 0o644))

@@ -77,7 +77,14 @@ def _none(_host: HostContext) -> dict[str, object]:
 
 
 UNITS = "/etc/systemd/system"
+BINARIES, PLUGINS = "/usr/local/bin", "/opt/cni/bin"
 LIB = "/usr/local/lib/provisioner"
+
+
+def binary_path(name: str) -> str:
+    """Where a role's binary lies, by its name in the lock."""
+    return f"{PLUGINS}/{name.removeprefix('cni/')}" if name.startswith("cni/") else f"{BINARIES}/{name}"
+
 
 ROLES: tuple[RoleSpec, ...] = (
     RoleSpec(

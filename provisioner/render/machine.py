@@ -15,6 +15,7 @@ from provisioner.render.templates import role_defaults
 IMAGE_DIR = "/var/lib/provisioner/images"
 STAGING_IN_MEMORY_MIB = 3000
 # On the machine; Ansible makes a directory of its own in it, for the login user alone.
+# (module_utils/provisioner_litter.py looks there for what was left)
 MEMORY_DIR, DISK_DIR = "/dev/shm", "/var/tmp"  # noqa: S108
 
 
@@ -45,6 +46,7 @@ def base(host: HostContext) -> dict[str, object]:
     return {
         "base_cluster_name": host.cluster.name,
         "base_cluster_id": host.cluster_id,
+        "base_node_name": host.node.name,
         "base_users": users_of(host),
         "base_sysctls": defaults["base_kubernetes_sysctls"] if on_node else {},
         "base_modules": defaults["base_kubernetes_modules"] if on_node else [],
@@ -90,7 +92,8 @@ def no_proxy(host: HostContext) -> tuple[str, ...]:
     """What must never go through an HTTP proxy: the cluster's own addresses, and what the user adds."""
     cluster = host.cluster
     own = ("127.0.0.1", "localhost", str(cluster.network.pod_cidr), str(cluster.network.service_cidr))
-    return (*own, *(str(node.ip) for node in cluster.nodes), f".{cluster.network.dns_domain}", *cluster.http_proxy.no_proxy)
+    # not the machines' addresses: containerd calls none of them, and each new one would restart it everywhere
+    return (*own, f".{cluster.network.dns_domain}", *cluster.http_proxy.no_proxy)
 
 
 def api_proxy(host: HostContext) -> dict[str, object]:

@@ -81,6 +81,10 @@ test: system-test venv lint ## Lint and every test, the real clusters included
 drills: system-test venv ## What high availability costs when machines vanish: the full form (30 minutes), into bench/results
 	@DRILLS=full DRILLS_OUT="bench/results/drills-$$(date -u +%F).json" $(BIN)/pytest tests/e2e/test_drills.py $(ARGS)
 
+.PHONY: drill-kills
+drill-kills: system-test venv ## `apply` killed at 30 random moments; the next one converges: figures into bench/results (half an hour)
+	@KILLS=full KILLS_OUT="bench/results/kills-$$(date -u +%F).json" $(BIN)/pytest tests/e2e/test_kills.py $(ARGS)
+
 .PHONY: drill-power-cut
 drill-power-cut: system venv ## SIGKILL for all machines of a QEMU cluster at once, then power: is every write there? (root; half an hour)
 	@tools/install-packages $(QEMU_PACKAGES)

@@ -33,7 +33,7 @@ LAB = "bench"
 
 def cluster_run(control_planes: int, workers: int, directory: Path) -> dict[str, Any]:
     """One cluster from booted machines to the end of smoke verification, a second apply, and the way back."""
-    path = lab.up(LAB, control_planes=control_planes, workers=workers, directory=directory / "workspace" / LAB)
+    path = lab.up(LAB, control_planes=control_planes, workers=workers, spares=1, directory=directory / "workspace" / LAB)
     try:
         load = os.getloadavg()[0]
         first = _timed([str(PROVISIONER), "apply", "--yes", "--cluster", str(path)])
@@ -46,6 +46,10 @@ def cluster_run(control_planes: int, workers: int, directory: Path) -> dict[str,
         cpu = _machines_cpu()
         second = _timed([str(PROVISIONER), "apply", "--yes", "--cluster", str(path)])
         noop = [event for event in _journal(path.parent)[len(events) :] if event["event"] == "playbooks"]
+        spare = lab.get(LAB).machine("spare-1").address
+        add = _timed([str(PROVISIONER), "node", "add", "added", "--address", str(spare), "--yes", "--cluster", str(path)])
+        added = [event for event in _journal(path.parent) if event["event"] == "seconds"][-1]
+        remove = _timed([str(PROVISIONER), "node", "remove", "added", "--yes", "--cluster", str(path)])
         return {
             "load_before": load,
             "exit": first["exit"],
@@ -62,6 +66,12 @@ def cluster_run(control_planes: int, workers: int, directory: Path) -> dict[str,
             "second_apply_s": second["wall_s"],
             "second_apply_changed": sum(count.get("changed", 0) for event in noop for count in event["counts"].values()),
             "second_apply_exit": second["exit"],
+            # to the end of the worker's own proof, and from there until its machine is wiped and forgotten
+            "add_worker_s": add["wall_s"],
+            "add_worker_exit": add["exit"],
+            "add_worker_phases_s": added,
+            "remove_worker_s": remove["wall_s"],
+            "remove_worker_exit": remove["exit"],
         }
     finally:
         lab.down(LAB)
@@ -195,7 +205,16 @@ def main() -> None:
 
 def report(shape: str, runs: list[dict[str, Any]]) -> None:
     """Medians of one shape, and where the seconds of its last run went."""
-    for name in ("all_nodes_ready_s", "verified_s", "apply_s", "second_apply_s", "driver_cpu_s", "machines_cpu_s"):
+    for name in (
+        "all_nodes_ready_s",
+        "verified_s",
+        "apply_s",
+        "second_apply_s",
+        "add_worker_s",
+        "remove_worker_s",
+        "driver_cpu_s",
+        "machines_cpu_s",
+    ):
         values = [run[name] for run in runs if run[name] is not None]
         if values:
             print(f"{shape} {name:20} median {statistics.median(values):7.2f}  min {min(values):7.2f}  max {max(values):7.2f}")

@@ -64,7 +64,10 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """Everything one host shall be. ``absent`` holds (role, path) pairs."""
+    """Everything one host shall be. ``absent`` holds (role, path) pairs.
+
+    ``before`` is what is asked of a machine before its very first change, so that it can be made what it was again.
+    """
 
     host: str
     files: tuple[File, ...] = ()
@@ -75,6 +78,7 @@ class HostState:
     modules: tuple[str, ...] = ()
     users: tuple[str, ...] = ()
     variables: Mapping[str, object] = field(default_factory=dict)
+    before: Mapping[str, object] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,4 +127,5 @@ def load_host(directory: str | Path, host: str) -> HostState:
         modules=tuple(document["modules"]),
         users=tuple(document["users"]),
         variables=document["variables"],
+        before=document["before"],
     )

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from provisioner import quarantine
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -37,13 +39,14 @@ class TaskStep:
 class Tally:
     """What a run of playbooks did, gathered from its events.
 
-    ``results`` holds what ``host_state`` returned, by host; ``counts`` per host the numbers of executed, changed and
-    skipped tasks; ``seconds`` per (play, task) the longest time on any host.
+    ``results`` holds what ``host_state`` or ``reset_machine`` returned, by host; ``aside`` why hosts were set aside; ``counts`` per
+    host the numbers of executed, changed and skipped tasks; ``seconds`` per (play, task) the longest time on any host.
     """
 
     on_step: Callable[[TaskStep], None]
     failures: list[Failure] = field(default_factory=list)
     results: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    aside: dict[str, Failure] = field(default_factory=dict)
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)
 
@@ -61,6 +64,10 @@ class Tally:
         result = data.get("res") or {}
         if status == "failed" and data.get("ignore_errors"):
             status = "ok"
+        if status == "ok" and quarantine.KEY in result:
+            why = result[quarantine.KEY]
+            self.aside[host] = _failure(host, task, role, why, unreachable=bool(why.get("unreachable")))
+            status = "set aside"
         changed = status == "ok" and bool(result.get("changed"))
         duration = float(data.get("duration") or 0)
         count = self.counts.setdefault(host, Counter())
@@ -68,7 +75,8 @@ class Tally:
         count["changed"] += changed
         key = (play, f"{role} : {task}" if role else task)
         self.seconds[key] = max(self.seconds.get(key, 0.0), duration)
-        if status == "ok" and "state" in result and data.get("task_action") == "host_state":
+        # a reset that failed tells what is still there
+        if "state" in result and data.get("task_action") in ("host_state", "reset_machine"):
             self.results[host] = result["state"]
         if status in ("failed", "unreachable"):
             self.failures.append(_failure(host, task, role, result, unreachable=status == "unreachable"))

@@ -47,7 +47,7 @@ FEATURES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 # Units whose presence or state matters: other Kubernetes distributions, container engines, firewalls.
 UNITS = (
     *("k3s", "k3s-agent", "rke2-server", "rke2-agent", "k0scontroller", "k0sworker", "snap.microk8s.daemon-kubelite"),
-    *("kubelet", "containerd", "docker", "crio", "etcd", "haproxy", "firewalld"),
+    *("kubelet", "containerd", "docker", "crio", "etcd", "kube-apiserver", "haproxy", "firewalld"),
 )
 
 # What another installation, or an earlier one, leaves behind.

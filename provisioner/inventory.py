@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from provisioner.config import Cluster, Role
+from provisioner.config import Cluster, Node, Role
 from provisioner.desired import HostState
 from provisioner.plan import Plan
 from provisioner.render import ROLES
@@ -32,6 +32,7 @@ def write(
     plan: Plan | None = None,
     *,
     etcd: Etcd | None = None,
+    in_service: Collection[str] = (),
 ) -> Path:
     """Write ``inventory/hosts.json`` (0600) and return its path.
 
@@ -42,32 +43,67 @@ def write(
         interpreters: Python on each host, from the facts.
         plan: fills the ``differs_ROLE`` groups; without one they are empty, and only state.yml has something to do.
         etcd: members that must join; default: none.
+        in_service: hosts whose kubelet ran before this run; see ``quarantine``.
     """
     groups = _groups(cluster, states, plan or Plan(), etcd or Etcd())
-    document = {"all": {"hosts": _hosts(cluster, workspace, states, interpreters), "children": groups}}
-    path = workspace.root / "inventory" / "hosts.json"
+    hosts = {
+        node.name: {
+            **reach(cluster, workspace, node, interpreters[node.name]),
+            "vital": is_vital(node),
+            "in_service": node.name in in_service,
+            **states[node.name].variables,
+        }
+        for node in cluster.nodes
+        if node.name in states
+    }
+    document = {"all": {"hosts": hosts, "children": groups}}
+    return save(workspace, "hosts.json", document)
+
+
+def save(workspace: Workspace, name: str, document: Mapping[str, object]) -> Path:
+    """Write an inventory (0600) and return its path."""
+    path = workspace.inventory / name
     write_atomic(path, json.dumps(document, indent=1))
     return path
 
 
-def _hosts(
-    cluster: Cluster, workspace: Workspace, states: Mapping[str, HostState], interpreters: Mapping[str, str]
-) -> dict[str, dict[str, object]]:
-    hosts: dict[str, dict[str, object]] = {}
-    for node in cluster.nodes:
-        if node.name not in states:
-            continue
-        user = node.ssh_user or cluster.ssh.user
-        hosts[node.name] = {
-            "ansible_host": node.address,
-            "ansible_user": user,
-            "ansible_become": user != "root",
-            "ansible_python_interpreter": interpreters[node.name],
-            "ansible_ssh_common_args": shlex.join(openssh_args(cluster, workspace, node)),
-            "rendered_dir": str(workspace.rendered),
-            **states[node.name].variables,
-        }
-    return hosts
+def is_vital(node: Node) -> bool:
+    """Whether a run must stop where this machine fails: a control plane or a member of etcd. A worker is set aside."""
+    return node.has(Role.CONTROL_PLANE) or node.has(Role.ETCD)
+
+
+def reach(cluster: Cluster, workspace: Workspace, node: Node, interpreter: str) -> dict[str, object]:
+    """A host's entry as far as every playbook needs it: how to get there, and where its desired state lies."""
+    user = node.ssh_user or cluster.ssh.user
+    return {
+        "ansible_host": node.address,
+        "ansible_user": user,
+        "ansible_become": user != "root",
+        "ansible_python_interpreter": interpreter,
+        "ansible_ssh_common_args": shlex.join(openssh_args(cluster, workspace, node)),
+        "rendered_dir": str(workspace.rendered),
+    }
+
+
+def write_apart(
+    cluster: Cluster,
+    workspace: Workspace,
+    group: str,
+    nodes: Iterable[Node],
+    interpreters: Mapping[str, str],
+    **variables: object,
+) -> Path:
+    """Write ``inventory/GROUP.json`` (0600): machines that need not be in cluster.yaml, with nothing of any desired state.
+
+    Args:
+        group: name of the group that holds them all, and of the file.
+        nodes: the machines.
+        interpreters: Python on each.
+        variables: the group's.
+    """
+    hosts = {node.name: reach(cluster, workspace, node, interpreters[node.name]) for node in nodes}
+    members = {"hosts": {name: {} for name in hosts}, "vars": variables}
+    return save(workspace, f"{group}.json", {"all": {"hosts": hosts, "children": {group: members}}})
 
 
 def _groups(cluster: Cluster, states: Mapping[str, HostState], plan: Plan, etcd: Etcd) -> dict[str, object]:

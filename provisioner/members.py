@@ -7,6 +7,7 @@ on it, or whose data is gone, joins as a learner, catches up, and is promoted, o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ def joins(session: Session, listed: Sequence[Member] | None) -> tuple[Join, ...]
         for node in session.cluster.etcd_members
         if node.name in session.actual
     }
-    if not _was_born(session) or not any(data.values()):
+    if not _was_born(session) or not (any(data.values()) or any(leaver.member for leaver in session.leaving)):
         return ()
     nodes = tuple(node for node in session.cluster.etcd_members if node.name in data)
     return classify(nodes, data, listed)
@@ -106,14 +107,28 @@ def _refuse_moved(node: Node, listed: Sequence[Member]) -> None:
 
 def listing(session: Session) -> tuple[Member, ...] | None:
     """The member list as any running member knows it; None where none answers."""
-    for node in session.cluster.etcd_members:
-        if unit_active(session, node.name, ETCD):
-            try:
-                with _api(session, node) as etcd:
-                    return etcd.members(linearizable=False)
-            except ProvisionerError:
-                continue
+    running = [node for node in session.cluster.etcd_members if unit_active(session, node.name, ETCD)]
+    for node in (*running, *_leaving_members(session)):
+        try:
+            with api_of(session, node) as etcd:
+                return etcd.members(linearizable=False)
+        except ProvisionerError:
+            continue
     return None
+
+
+def listed_now(session: Session) -> tuple[Member, ...] | None:
+    """The member list as it is at this moment of a run, which may have started members since its look; None where none answers."""
+    staying = [node for node in session.cluster.etcd_members if node.name not in session.set_aside]
+    for node in (*staying, *_leaving_members(session)):
+        with contextlib.suppress(ProvisionerError), api_of(session, node) as etcd:
+            return etcd.members(linearizable=False)
+    return None
+
+
+def _leaving_members(session: Session) -> tuple[Node, ...]:
+    """Machines that leave and run a member still."""
+    return tuple(leaver.node for leaver in session.leaving if leaver.member)
 
 
 def changes(found: Sequence[Join]) -> tuple[Change, ...]:
@@ -122,8 +137,10 @@ def changes(found: Sequence[Join]) -> tuple[Change, ...]:
 
 
 def strangers(session: Session, listed: Sequence[Member] | None) -> tuple[str, ...]:
-    """Members of the running etcd cluster that are no machines of cluster.yaml, by name or peer URL. Pure."""
-    known = {topology.etcd_peer_url(node) for node in session.cluster.etcd_members}
+    """Members of the running etcd cluster that are no machines of cluster.yaml, nor on their way out of it, by name or peer
+    URL. Pure."""
+    nodes = (*session.cluster.etcd_members, *(leaver.node for leaver in session.leaving))
+    known = {topology.etcd_peer_url(node) for node in nodes}
     return tuple(member.name or ", ".join(member.peer_urls) for member in listed or () if not known.intersection(member.peer_urls))
 
 
@@ -177,12 +194,45 @@ def _down(session: Session, voters: Sequence[Member]) -> tuple[str, ...]:
     """Voters that this run cannot start before it touches the others: their machine does not answer, or their data is gone."""
     known = {topology.etcd_peer_url(node): node for node in session.cluster.etcd_members}
     replaced = {join.replaces for join in session.joining}
+    up = {topology.etcd_peer_url(node) for node in _leaving_members(session)}
     found = []
     for voter in voters:
         node = next((known[url] for url in voter.peer_urls if url in known), None)
+        if up.intersection(voter.peer_urls):
+            continue
         if node is None or node.name not in session.actual or voter.id in replaced:
             found.append(node.name if node else voter.name)
     return tuple(found)
+
+
+def refuse_unsafe_removal(session: Session, listed: Sequence[Member] | None) -> None:
+    """Stop before members are taken off the list, where those that stay would be without a quorum. Pure.
+
+    Raises:
+        ApplyError: etcd has lost its quorum already, or would with the removal.
+    """
+    leaving = {leaver.member_id: leaver for leaver in session.leaving if leaver.member_id and leaver.name not in session.set_aside}
+    if not leaving or listed is None:
+        return
+    voters = [member for member in listed if not member.learner]
+    dead = [leaver.name for leaver in leaving.values() if not leaver.member]
+    down = set(_down(session, voters))
+    names = ", ".join(leaver.name for leaver in leaving.values())
+    if len(voters) - len(down) < topology.quorum(len(voters)):
+        raise ApplyError(
+            f"{names}: etcd has lost its quorum ({', '.join(sorted(down))} down), so its member list cannot be changed; "
+            "nothing was changed",
+            hint="bring members that still have their data back first; `provisioner status` shows them",
+        )
+    joining = sum(join.starts and not join.replaces for join in session.joining)
+    after = len(voters) - len(leaving) + joining
+    healthy = after - len(down - set(dead))
+    if healthy < topology.quorum(after):
+        raise ApplyError(
+            f"{names}: without {'it' if len(leaving) == 1 else 'them'} etcd would have {after} members, {healthy} of them up, "
+            f"and {topology.quorum(after)} are needed; nothing was changed",
+            hint=f"bring {', '.join(sorted(down - set(dead)))} back first, or add a member",
+        )
 
 
 # -- the change ----------------------------------------------------------------------------------------------------------------
@@ -198,7 +248,7 @@ def join_all(session: Session) -> Session:
         # nobody serves the list yet: those that have their data come first
         refuse_failures(play(session, ("etcd",)), session)
     for planned in session.joining:
-        with _voter(session, planned.node) as etcd:
+        with voter(session, but=planned.node.name) as etcd:
             listed = etcd.members()
             data = {planned.node.name: bool(session.actual[planned.node.name]["etcd_data"])}
             for join in classify((planned.node,), data, listed):
@@ -244,18 +294,20 @@ def _without_orphans(session: Session, etcd: EtcdApi, listed: tuple[Member, ...]
     return listed
 
 
-def _voter(session: Session, newcomer: Node) -> EtcdApi:
-    """A member that serves the list with a quorum behind it.
+def voter(session: Session, *, but: str) -> EtcdApi:
+    """A member that serves the list with a quorum behind it; one that stays, where there is one.
+
+    Args:
+        but: name of the machine that the list is to be changed for; it is not asked.
 
     Raises:
         ApplyError: none does.
     """
     failures = []
-    for node in session.cluster.etcd_members:
-        if node == newcomer or node.name not in session.actual:
-            continue
+    staying = [node for node in session.cluster.etcd_members if node.name in session.actual and node.name != but]
+    for node in (*staying, *(node for node in _leaving_members(session) if node.name != but)):
         try:
-            etcd = _api(session, node, timeout=CALL_SECONDS)
+            etcd = api_of(session, node, timeout=CALL_SECONDS)
         except ProvisionerError as error:
             failures.append(error.message)
             continue
@@ -267,7 +319,7 @@ def _voter(session: Session, newcomer: Node) -> EtcdApi:
             failures.append(error.message)
         etcd.close()
     raise ApplyError(
-        f"{newcomer.name}: cannot join etcd: no member has a quorum behind it",
+        f"{but}: etcd's member list cannot be changed: no member has a quorum behind it",
         hint="`provisioner status` shows the members; bring those back that have their data",
         details=tuple(failures),
     )
@@ -275,11 +327,12 @@ def _voter(session: Session, newcomer: Node) -> EtcdApi:
 
 def _was_born(session: Session) -> bool:
     """Whether etcd has served before: no API server is placed anywhere until every founding member is healthy."""
-    return any(
+    return any(leaver.member or leaver.apiserver for leaver in session.leaving) or any(
         bool(session.actual.get(node.name, {}).get("units", {}).get("kube-apiserver.service", {}).get("loaded"))
         for node in session.cluster.control_planes
     )
 
 
-def _api(session: Session, node: Node, *, timeout: float = 5) -> EtcdApi:
+def api_of(session: Session, node: Node, *, timeout: float = 5) -> EtcdApi:
+    """A client of one member."""
     return EtcdApi(node, session.workspace, session.connections, session.the_pki(), timeout=timeout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,24 @@ def bootstrap_secret(token: BootstrapToken, node: Node, now: dt.datetime) -> Obj
         "type": "bootstrap.kubernetes.io/token",
         "data": {name: base64.b64encode(value.encode()).decode() for name, value in fields.items()},
     }
+
+
+def bootstrap_secrets(api: ClusterApi) -> tuple[Object, ...]:
+    """The Secrets of bootstrap tokens that this program has made, as far as they are still there."""
+    found = api.items("/api/v1/namespaces/kube-system/secrets", fieldSelector="type=bootstrap.kubernetes.io/token")
+    return tuple({"apiVersion": "v1", "kind": "Secret", **secret} for secret in found if bootstrapped(secret))
+
+
+def bootstrapped(secret: Mapping[str, Any]) -> str:
+    """The node that a bootstrap token was made for; empty where it is not ours."""
+    text = base64.b64decode((secret.get("data") or {}).get("description") or "").decode(errors="replace")
+    made = re.fullmatch(r"TLS bootstrap of (\S+), made by provisioner", text)
+    return made[1] if made else ""
+
+
+def deletions(secrets: Iterable[Mapping[str, Any]]) -> tuple[Change, ...]:
+    """Tokens that a run which was cut short has left: they are of no use to anybody good."""
+    return tuple(Change(CLUSTER, "settle", "object", describe(secret), "delete") for secret in secrets)
 
 
 def difference(api: ClusterApi, objects: Iterable[Object]) -> tuple[Change, ...]:

@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from provisioner import members, runner, steps
+from provisioner import leave, runner, steps
 from provisioner import session as sessions
 from provisioner.errors import BadInput
 from provisioner.events import TaskStep
-from provisioner.plays import play, refuse_failures
+from provisioner.inventory import is_vital
+from provisioner.plays import play, refuse_failures, set_aside
 from provisioner.render import ROLES
 from provisioner.session import Session
 
@@ -39,16 +40,20 @@ LOOK = (
     Phase("state", "Compare with what is there", steps.read_state),
 )
 CHANGE = (
-    Phase("bundles", "Pack what the machines lack", sessions.pack),
+    Phase("packages", "Install the distribution's packages", steps.install_packages, wanted=steps.lacks_packages),
+    Phase("bundles", "Pack what the machines lack", sessions.pack, needs="packages"),
     Phase("machines", "Prepare the machines", needs="bundles"),
     # before the playbook that may restart members: whoever joins must not find the quorum at its edge
-    Phase("members", "Join new members to etcd", members.join_all, needs="machines", wanted=lambda session: bool(session.joining)),
+    Phase("members", "Change etcd's member list", steps.change_members, needs="machines", wanted=steps.changes_members),
     Phase("etcd", "Run etcd"),
     Phase("control_plane", "Run the control plane"),
     Phase("objects", "Apply the cluster's own objects", steps.apply_objects, alongside="nodes"),
     # new kubelets join with tokens, which are objects
     Phase("nodes", "Run the nodes", needs="objects"),
     Phase("settle", "Wait for every node", steps.settle),
+    # with everything that stays in its place: pods have where to go, and no proxy leads to what leaves
+    Phase("drain", "Drain the machines that leave", leave.drain_all, wanted=leave.is_wanted),
+    Phase("leave", "Let the machines go", leave.leave_all, needs="drain", wanted=leave.is_wanted),
     Phase("verify", "Prove the cluster works", steps.prove),
 )
 
@@ -73,7 +78,7 @@ def run(session: Session, phases: Iterable[Phase]) -> Session:
         batch = [phase]
         while len(batch) < len(todo) and (todo[len(batch)].run is None or todo[len(batch)].alongside):
             batch.append(todo[len(batch)])
-        _playbooks(session, batch)
+        session = _playbooks(session, batch)
         todo = todo[len(batch) :]
     return session
 
@@ -93,8 +98,8 @@ def _python(session: Session, phase: Phase) -> Session:
     return result
 
 
-def _playbooks(session: Session, batch: list[Phase]) -> None:
-    """A row of playbooks, and the Python phases that run alongside them."""
+def _playbooks(session: Session, batch: list[Phase]) -> Session:
+    """A row of playbooks, and the Python phases that run alongside them; returns the session without who was set aside."""
     plays = {play: phase.name for phase in batch if phase.run is None for play in runner.plays_of(phase.name)}
     companions = {phase.alongside: _Companion(session, phase) for phase in batch if phase.run is not None}
     order = [phase.name for phase in batch if phase.run is None]
@@ -125,11 +130,13 @@ def _playbooks(session: Session, batch: list[Phase]) -> None:
         session.display.finish(current, state="failed" if tally and tally.failures else "done")
     if tally:
         refuse_failures(tally, session)
+        session = set_aside(session, tally.aside.values())
     for name in order:
         session.display.finish(name, state="skipped")
     for companion in companions.values():
         companion.start()
         companion.join()
+    return session
 
 
 class _Companion:
@@ -187,4 +194,25 @@ def choose(*, only: str | None = None, start: str | None = None, skip_verify: bo
     return tuple(phase for phase in CHANGE if phase.name in chosen and not (skip_verify and phase.name == "verify"))
 
 
-__all__ = ["CHANGE", "LOOK", "Phase", "choose", "names", "run"]
+# What must be as cluster.yaml says before a control plane or a member of etcd may leave.
+_BEFORE_LEAVING = ("machines", "members", "etcd", "control_plane", "nodes")
+
+
+def refuse_partial(session: Session, chosen: Iterable[Phase]) -> None:
+    """Do not let a control plane or a member of etcd go in a run that leaves out what must come first. Pure.
+
+    Raises:
+        BadInput: names the machine and the phases.
+    """
+    names = {phase.name for phase in chosen}
+    vital = [leaver.name for leaver in leave.departing(session) if is_vital(leaver.node)]
+    pending = {change.role for change in session.plan.changes} - {leave.ROLE, "objects", "settle"}
+    missing = [name for name in _BEFORE_LEAVING if name not in names]
+    if vital and missing and pending and "leave" in names:
+        raise BadInput(
+            f"{', '.join(vital)} cannot leave in a run without the phases {', '.join(missing)}: other machines count on it still",
+            hint="run `provisioner apply` without --only and --from",
+        )
+
+
+__all__ = ["CHANGE", "LOOK", "Phase", "choose", "names", "refuse_partial", "run"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from provisioner import inventory, runner, topology
 from provisioner.config import Role
@@ -36,6 +37,8 @@ def pace(session: Session) -> dict[str, object]:
         "kube_apiserver_batch": 1 if apiserver else "100%",
         "node_batch": "100%" if not kubelet else 1 if nodes <= ONE_AT_A_TIME else "10%",
         "node_gate": kubelet,
+        # of nodes that ran: more failures than these are the change's own, which is stopped before it has broken all of them
+        "aside_limit": max(1, len(session.cluster.nodes_with(Role.WORKER)) // 10),
     }
 
 
@@ -45,25 +48,34 @@ def _running(session: Session, unit: str, role: Role) -> int:
 
 
 def play(
-    session: Session, playbooks: tuple[str, ...], *, joins: str = "", on_step: Callable[[TaskStep], None] | None = None
+    session: Session,
+    playbooks: tuple[str, ...],
+    *,
+    joins: str = "",
+    on_step: Callable[[TaskStep], None] | None = None,
+    check: bool = False,
 ) -> Tally:
     """Run playbooks against the session's machines, as the plan says.
 
     Args:
         joins: the machine whose member is on the member list, and shall be born into it now (etcd_join.yml).
+        check: Ansible's check mode: nothing is written on any machine.
     """
     interpreters = {name: facts.python for name, facts in session.facts.items()}
     # the role etcd starts what may start by itself; who must join first is left to the phase `members`
     etcd = inventory.Etcd(waiting=frozenset(join.node.name for join in session.joining), joins=joins)
-    path = inventory.write(session.cluster, session.workspace, session.states, interpreters, session.plan, etcd=etcd)
+    states = {name: state for name, state in session.states.items() if name not in session.set_aside}
+    in_service = {name for name in states if unit_active(session, name, "kubelet.service")}
+    path = inventory.write(session.cluster, session.workspace, states, interpreters, session.plan, etcd=etcd, in_service=in_service)
     tally = runner.play(
         playbooks,
         inventory=path,
         variables=pace(session),
         log=session.log,
         sockets=session.sockets,
-        hosts=len(session.states),
+        hosts=len(states),
         on_step=on_step or session.display.step,
+        check=check,
     )
     session.workspace.record(
         "playbooks",
@@ -72,6 +84,14 @@ def play(
         seconds={f"{play} | {task}": round(value, 2) for (play, task), value in tally.seconds.items()},
     )
     return tally
+
+
+def set_aside(session: Session, failures: Iterable[Failure]) -> Session:
+    """The session without workers that have failed: the others go on, and the run ends with their names."""
+    gone = {failure.host: ApplyError(_headline(failure), details=tuple(_failure_lines(failure))) for failure in failures}
+    for error in gone.values():
+        session.display.say(f"warning: set aside: {error.message}")
+    return replace(session, set_aside={**session.set_aside, **gone})
 
 
 def refuse_failures(tally: Tally, session: Session) -> None:
@@ -88,10 +108,14 @@ def refuse_failures(tally: Tally, session: Session) -> None:
         details += _failure_lines(failure)
     details.append(f"the whole log: {session.log}")
     raise ApplyError(
-        f"{first.host}: {first.task or 'connect'}: {first.reason.splitlines()[0]}",
+        _headline(first),
         details=tuple(details),
         hint=f"when it is mended, `provisioner apply --cluster {session.workspace.cluster_file}` goes on where this run stopped",
     )
+
+
+def _headline(failure: Failure) -> str:
+    return f"{failure.host}: {failure.task or 'connect'}: {failure.reason.splitlines()[0]}"
 
 
 def _failure_lines(failure: Failure) -> list[str]:

@@ -30,10 +30,19 @@ def plays_of(playbook: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def control_sockets() -> Iterator[str]:
-    """A directory for SSH's control sockets: short, for socket paths may have 107 characters, private, and of one run."""
+def control_sockets(record: Path | None = None) -> Iterator[str]:
+    """A directory for SSH's control sockets: short, for socket paths may have 107 characters, private, and of one run.
+
+    Args:
+        record: a link to it, for whoever comes after a run that was killed.
+    """
     with tempfile.TemporaryDirectory(prefix="pv-", ignore_cleanup_errors=True) as directory:
+        if record:
+            record.unlink(missing_ok=True)
+            record.symlink_to(directory)
         yield directory
+        if record:
+            record.unlink(missing_ok=True)
 
 
 def play(
@@ -45,6 +54,7 @@ def play(
     sockets: str,
     hosts: int,
     on_step: Callable[[TaskStep], None],
+    check: bool = False,
 ) -> Tally:
     """Run playbooks, one after the other, in one Ansible process.
 
@@ -56,6 +66,7 @@ def play(
         sockets: directory for SSH's control sockets.
         hosts: number of hosts, for the number of forks.
         on_step: told of each task's start, and of its end on each host.
+        check: Ansible's check mode.
 
     Raises:
         Interrupted: Ctrl-C; Ansible was stopped, and every host is in a state that the next apply takes up.
@@ -75,6 +86,7 @@ def play(
             extravars=dict(variables),
             envvars=_environment(log, sockets),
             forks=min(max(hosts, 1), MAX_FORKS),
+            cmdline="--check" if check else None,
             event_handler=tally.take,
             cancel_callback=interrupted.is_set,
             settings={"suppress_env_files": True, "pexpect_timeout": 1, "idle_timeout": 0, "job_timeout": 0},

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from provisioner import artifacts, pki, preflight, topology
+from provisioner import artifacts, pki, preflight, quarantine, registry, topology
 from provisioner.artifacts import Lock, bundle
 from provisioner.artifacts.lock import Arch
 from provisioner.cluster_api import ClusterApi
@@ -20,8 +20,10 @@ from provisioner.desired import File, HostState, Shipment, save_host, save_shipm
 from provisioner.display import Display, Work
 from provisioner.errors import ProvisionerError
 from provisioner.facts import HostFacts, gather
+from provisioner.inventory import is_vital
 from provisioner.kubeconfig import bootstrap, server_of
 from provisioner.kubeconfig import render as render_kubeconfig
+from provisioner.leaver import Leaver, Removal
 from provisioner.pki import BootstrapToken, CaName, Pki
 from provisioner.plan import Plan
 from provisioner.render import CachedArtifact, HostContext, Image, MachineTraits, render_host
@@ -42,7 +44,9 @@ class Session:
     """One run's inputs and what it has computed so far; each phase returns a new one.
 
     ``log`` is this run's own directory, ``sockets`` the one of SSH's control sockets. ``joining`` are machines that join the
-    running etcd cluster; ``set_aside`` those that do not answer, with the reason: the others go on without them.
+    running etcd cluster; ``leaving`` those that are in cluster.yaml no more; ``set_aside`` those that do not answer or have
+    failed, with the reason: the others go on without them. ``scope`` names the machines that this run is about; None for all.
+    ``running``: the cluster serves already.
     """
 
     cluster: Cluster
@@ -60,12 +64,20 @@ class Session:
     tokens: Mapping[str, BootstrapToken] = field(default_factory=dict)
     plan: Plan = field(default_factory=Plan)
     joining: tuple[Join, ...] = ()
+    leaving: tuple[Leaver, ...] = ()
+    removal: Removal = field(default_factory=Removal)
     set_aside: Mapping[str, ProvisionerError] = field(default_factory=dict)
+    scope: frozenset[str] | None = None
+    running: bool = False
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """The machines of this run: all of the cluster's but those that are set aside."""
-        return tuple(node for node in self.cluster.nodes if node.name not in self.set_aside)
+        """The machines of this run: those in its scope, without those that are set aside."""
+        return tuple(node for node in self.cluster.nodes if self.concerns(node.name) and node.name not in self.set_aside)
+
+    def concerns(self, name: str) -> bool:
+        """Whether a machine is in the scope of this run."""
+        return self.scope is None or name in self.scope
 
     def the_pki(self) -> Pki:
         """The PKI, which an earlier phase has made."""
@@ -75,28 +87,54 @@ class Session:
 
     def api(self, *, leaf: str = "admin") -> ClusterApi:
         """The cluster's API through whichever control plane answers; a context manager."""
-        return ClusterApi(self.cluster, self.workspace, self.connections, self.the_pki(), leaf=leaf, last=self.set_aside)
+        planes = [leaver.node for leaver in self.leaving if leaver.answers and leaver.node.has(Role.CONTROL_PLANE)]
+        return ClusterApi(
+            self.cluster, self.workspace, self.connections, self.the_pki(), leaf=leaf, last=self.set_aside, leaving=planes
+        )
 
 
 def look(session: Session) -> Session:
-    """Facts of every machine in parallel, and whether each is fit. Changes nothing.
+    """Facts of every machine in parallel, also of those that leave, and whether each is fit. Changes nothing.
 
     Raises:
         PreflightUnfit: with every machine's every problem and its remedy.
+        BadInput: cluster.yaml gives a machine another name, or takes a role from one that stays.
     """
-    facts, unreachable = gather(session.cluster, session.connections)
+    known = {**{node.name: node for node in session.removal.unrecorded}, **registry.read(session.workspace)}
+    gone = tuple(node for node in registry.left_out(session.cluster, known) if session.concerns(node.name))
+    registry.refuse_lost_roles(session.cluster, known)
+    facts, unreachable = gather(session.cluster, session.connections, nodes=(*session.nodes, *gone))
     cluster_id = preflight.cluster_id_of(session.workspace)
-    # a cluster that runs goes on without a dead machine; a new one is not built without
-    set_aside = unreachable if preflight.is_running(session.cluster, facts, cluster_id) else {}
-    refused = {name: error for name, error in unreachable.items() if name not in set_aside}
-    problems = preflight.check(session.cluster, facts, refused, cluster_id=cluster_id)
-    preflight.require_fit(problems)
-    for name, error in set_aside.items():
+    leaving = tuple(Leaver.of(node, facts.get(node.name), cluster_id) for node in gone)
+    # a run about single machines is one of a cluster that serves; its API is asked before anything is changed
+    running = session.scope is not None or preflight.is_running((*session.cluster.etcd_members, *gone), facts, cluster_id)
+    aside = {
+        node.name: unreachable[node.name]
+        for node in session.nodes
+        # a cluster that runs goes on without a dead machine; a new one is not built without one of its control planes
+        if node.name in unreachable and session.scope is None and (running or not is_vital(node))
+    }
+    refused = {name: error for name, error in unreachable.items() if name not in aside and session.concerns(name)}
+    refused = {name: error for name, error in refused.items() if name not in {node.name for node in gone}}
+    problems = preflight.check(session.cluster, facts, refused, cluster_id=cluster_id, known=known)
+    if running and session.scope is None:
+        aside |= _unfit_workers(session, problems)
+    preflight.require_fit([problem for problem in problems if problem.host not in aside])
+    for name, error in aside.items():
         session.display.say(f"warning: {name} is set aside: {'; '.join((error.message, *error.details))}")
     for problem in problems:
-        if problem.severity == "warning":
+        if problem.severity == "warning" and problem.host not in aside:
             session.display.say(f"warning: {problem.host}: {problem.message}")
-    return replace(session, facts=facts, set_aside=set_aside)
+    return replace(session, facts=facts, set_aside={**session.set_aside, **aside}, leaving=leaving, running=running)
+
+
+def _unfit_workers(session: Session, problems: Iterable[preflight.Problem]) -> dict[str, ProvisionerError]:
+    """Workers of a running cluster that are unfit: no reason to leave the others as they are."""
+    return {
+        problem.host: ProvisionerError(f"{problem.host}: {problem.message}", hint=problem.remedy)
+        for problem in problems
+        if problem.severity == "error" and not is_vital(session.cluster.node(problem.host))
+    }
 
 
 def fetch(session: Session) -> Session:
@@ -129,7 +167,9 @@ def _expanded(mirror: str | None, workspace: Workspace) -> str | None:
 
 def issue(session: Session) -> Session:
     """Certificates, keys and the administrator's kubeconfigs."""
-    made = pki.ensure(session.cluster, session.workspace.pki, now=dt.datetime.now(dt.UTC))
+    # also for those that are set aside: they are part of the cluster
+    nodes = [node for node in session.cluster.nodes if session.concerns(node.name)]
+    made = pki.ensure(session.cluster, session.workspace.pki, now=dt.datetime.now(dt.UTC), nodes=nodes)
     for notice in made.notices:
         session.display.say(f"warning: {notice}")
     write_kubeconfigs(session.cluster, session.workspace, made)
@@ -143,7 +183,7 @@ def write_kubeconfigs(cluster: Cluster, workspace: Workspace, made: Pki, *, serv
         server: URL of the current context, one of ``topology.api_urls``; default: the one that the file leads to now.
     """
     urls = topology.api_urls(cluster)
-    for name, path in (("admin", workspace.kubeconfig), ("break-glass", workspace.root / "break-glass.kubeconfig")):
+    for name, path in (("admin", workspace.kubeconfig), ("break-glass", workspace.break_glass)):
         leaf = made.leaf(name)
         now = server or (server_of(path.read_bytes()) if path.exists() else "")
         content = render_kubeconfig(
@@ -163,6 +203,7 @@ def render(session: Session) -> Session:
     """Desired state of every machine, saved for the roles to place."""
     states = {node.name: render_host(_context(session, node)) for node in session.nodes}
     session.workspace.rendered.mkdir(mode=0o700, parents=True, exist_ok=True)
+    quarantine.begin(session.workspace.rendered)
     for state in states.values():
         save_host(session.workspace.rendered, state)
     return replace(session, states=states)

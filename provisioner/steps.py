@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
 from cryptography import x509
 
-from provisioner import cluster_api, members, objects, verify
+from provisioner import cluster_api, leave, members, objects, plays, verify
 from provisioner import session as sessions
 from provisioner.cluster_api import ClusterApi, ClusterApiError
 from provisioner.config import Node, Role
 from provisioner.errors import ApplyError, ProvisionerError, WaitTimeout
+from provisioner.etcd_api import Member
+from provisioner.inventory import is_vital
 from provisioner.pki import CaName
 from provisioner.plan import CLUSTER, Change, Plan, difference
 from provisioner.plays import play, refuse_failures, unit_active
@@ -30,21 +32,69 @@ def read_state(session: Session) -> Session:
     rendered = sessions.render(session)
     # the official client takes a second to import: now, while Ansible waits for the machines
     threading.Thread(target=cluster_api.preload, name="import of the client", daemon=True).start()
-    tally = play(rendered, ("state",))
-    refuse_failures(tally, session)
-    actual = tally.results
-    rendered = sessions.with_tokens(rendered, _joining(rendered, actual))
+    rendered = _with_actual(rendered)
+    rendered = sessions.with_tokens(rendered, _joining(rendered, rendered.actual))
     changes: list[Change] = []
     for name, state in rendered.states.items():
-        changes += difference(state, actual[name])
-    looked = replace(rendered, actual=actual)
-    listed = members.listing(looked)
-    looked = replace(looked, joining=members.joins(looked, listed))
+        changes += difference(state, rendered.actual[name])
+    # a run about single machines is one about workers: etcd is not asked
+    listed = members.listing(rendered) if rendered.scope is None else None
+    looked = replace(rendered, joining=members.joins(rendered, listed))
+    looked, cluster_changes = _look_at_cluster(looked, listed, changes)
     for name in members.strangers(looked, listed):
-        session.display.say(f"warning: {name} is a member of etcd, but no machine of cluster.yaml; it is left as it is")
+        session.display.say(
+            f"warning: {name} is a member of etcd, but no machine of cluster.yaml nor one that was; it is left as it is"
+        )
     changes += members.changes(looked.joining)
-    changes += _cluster_changes(looked)
-    return replace(looked, plan=Plan(tuple(changes)))
+    changes += cluster_changes
+    changes += leave.changes(looked)
+    looked = replace(looked, plan=Plan(tuple(changes)))
+    members.refuse_unsafe_removal(looked, listed)
+    return looked
+
+
+def _with_actual(session: Session) -> Session:
+    """The session with the actual state of its machines; a worker whose state cannot be read is set aside."""
+    if not session.states:
+        return session
+    tally = play(session, ("state",), check=session.workspace.scratch is not None)
+    refuse_failures(tally, session)
+    session = plays.set_aside(session, tally.aside.values())
+    states = {name: state for name, state in session.states.items() if name not in session.set_aside}
+    return replace(session, states=states, actual=tally.results)
+
+
+def install_packages(session: Session) -> Session:
+    """INPUTS: the machines' repositories. OUTPUTS: every machine has the packages it lacked, or is set aside."""
+    tally = play(session, ("packages",))
+    vital = [failure for failure in tally.failures if is_vital(session.cluster.node(failure.host))]
+    others = [failure for failure in tally.failures if failure not in vital]
+    refuse_failures(replace(tally, failures=vital), session)
+    return plays.set_aside(session, others)
+
+
+def lacks_packages(session: Session) -> bool:
+    """Whether some machine lacks packages of its distribution."""
+    return any(change.kind == "package" for change in session.plan.changes)
+
+
+def changes_members(session: Session) -> bool:
+    """Whether machines join etcd, or members are to be taken off its list that are gone for good."""
+    return bool(session.joining) or any(leaver.member_id and not leaver.answers for leaver in leave.departing(session))
+
+
+def change_members(session: Session) -> Session:
+    """INPUTS: rendered/, the member list. OUTPUTS: every machine of cluster.yaml with the role etcd is a voting member.
+
+    Members that are gone for good leave first: each of them counts for the quorum of those who vote on the others.
+    """
+    if any(
+        change.role == "etcd" and change.kind == "unit" and change.action.startswith("start") for change in session.plan.changes
+    ):
+        # members that are merely down vote on those that come and go
+        refuse_failures(play(session, ("etcd",)), session)
+    leave.remove_dead_members(session)
+    return members.join_all(session)
 
 
 def _joining(session: Session, actual: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -78,18 +128,73 @@ def _is_good(pem: str, ca: x509.Certificate, node: str, now: dt.datetime) -> boo
 def _desired_objects(session: Session) -> tuple[objects.Object, ...]:
     coredns = session.lock.image("coredns", session.cluster.kubernetes.version)
     own = objects.cluster_objects(session.cluster, coredns_image=coredns)
+    if session.scope is not None:
+        # a run about single machines leaves the user's own manifests to `apply`
+        return own
     return (*own, *objects.user_objects(session.cluster, session.workspace.cluster_file.parent))
 
 
-def _cluster_changes(session: Session) -> tuple[Change, ...]:
-    """Differences of the API's objects; of a cluster that is not there yet, all of them."""
-    desired = _desired_objects(session)
-    labels = objects.node_labels(session.cluster)
-    if not any(unit_active(session, node.name, "kube-apiserver.service") for node in session.cluster.control_planes):
-        return tuple(Change(CLUSTER, "objects", "object", objects.describe(obj), "create") for obj in (*desired, *labels))
+def _labels(session: Session) -> tuple[objects.Object, ...]:
+    names = {node.name for node in session.nodes}
+    return tuple(obj for obj in objects.node_labels(session.cluster) if obj["metadata"]["name"] in names)
+
+
+def _look_at_cluster(
+    session: Session, listed: Sequence[Member] | None, changes: Sequence[Change]
+) -> tuple[Session, tuple[Change, ...]]:
+    """What the API knows: differences of its objects (of a cluster that is not there yet, all of them), and machines that leave.
+
+    Args:
+        session: with the actual state of the machines.
+        listed: etcd's member list; None where nobody serves it.
+        changes: what differs on the machines.
+
+    Raises:
+        ClusterApiError: no control plane answers, though one should, and nothing that this run does would help.
+    """
+    desired = (*_desired_objects(session), *_labels(session))
+    served = session.scope is not None or any(leaver.apiserver for leaver in session.leaving)
+    if not served and not any(unit_active(session, node.name, "kube-apiserver.service") for node in session.cluster.control_planes):
+        return leave.seen(session, None, listed), _all_of(desired, "create")
     # the break-glass identity: a run that was cut short may have left API servers without the binding that makes `admin` one
-    with session.api(leaf="break-glass") as api:
-        return objects.difference(api, (*desired, *labels))
+    try:
+        with session.api(leaf="break-glass") as api:
+            stale = [secret for secret in objects.bootstrap_secrets(api) if session.concerns(objects.bootstrapped(secret))]
+            nodes = _nodes(api, _expected(session), whole=session.scope is None)
+            _name_strangers(session, nodes)
+            back = leave.returned(session, nodes)
+            differences = (
+                *objects.difference(api, desired),
+                *objects.deletions(stale),
+                *(Change(name, "settle", "node", name, "uncordon (it was to leave, and stays)") for name in back),
+            )
+            return leave.seen(session, api, listed), differences
+    except ClusterApiError as error:
+        # machines that leave are not touched before it is known what the cluster knows of them
+        if session.leaving or not _may_serve_again(error, changes):
+            raise
+        session.display.say(f"warning: the API does not answer, and what it holds is not compared: {error.message}")
+        return leave.seen(session, None, listed), _all_of(desired, "apply (the API does not answer yet)")
+
+
+def _all_of(desired: Sequence[objects.Object], action: str) -> tuple[Change, ...]:
+    return tuple(Change(CLUSTER, "objects", "object", objects.describe(obj), action) for obj in desired)
+
+
+def _may_serve_again(error: ClusterApiError, changes: Sequence[Change]) -> bool:
+    """Whether the API is silent, and this run starts some of what it is silent for: a stopped etcd, say, under running servers."""
+    silent = error.status == 0 or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return silent and any(change.kind == "unit" and change.role in ("etcd", "kube_apiserver") for change in changes)
+
+
+def _name_strangers(session: Session, nodes: Collection[str]) -> None:
+    """Say which Nodes are none of cluster.yaml's, nor on their way out."""
+    known = {node.name for node in session.cluster.nodes} | {leaver.name for leaver in session.leaving}
+    for name in sorted(set(nodes) - known):
+        session.display.say(
+            f"warning: {name} is a Node, but no machine of cluster.yaml nor one that was; it is left as it is"
+            f" (where its machine is gone, `provisioner node remove {name} --unreachable` takes it out)"
+        )
 
 
 def apply_objects(session: Session) -> Session:
@@ -100,6 +205,8 @@ def apply_objects(session: Session) -> Session:
     now = dt.datetime.now(dt.UTC)
     # the break-glass identity: the binding that makes `admin` an administrator is one of these objects
     with session.api(leaf="break-glass") as api:
+        # API servers may have got their etcd back a moment ago
+        wait_until("the API answers", lambda: _is_up(api), seconds=READY_SECONDS, retry_on=(ClusterApiError,))
         for name, token in session.tokens.items():
             api.apply(objects.bootstrap_secret(token, session.cluster.node(name), now))
         if changed:
@@ -108,21 +215,38 @@ def apply_objects(session: Session) -> Session:
     return session
 
 
+def _is_up(api: ClusterApi) -> None:
+    answer = api.request("GET", "/readyz")
+    if answer.status != HTTPStatus.OK:
+        raise NotYet(f"{answer.node}: /readyz gave {answer.status}: {' '.join(answer.text[-300:].split())}")
+
+
 def settle(session: Session) -> Session:
-    """INPUTS: the API. OUTPUTS: every Node registered, labelled and Ready, every API server ready; no bootstrap token left."""
-    expected = {node.name for node in session.nodes if node.is_kubernetes_node}
+    """INPUTS: the API. OUTPUTS: every Node registered, labelled and Ready, every API server ready; no bootstrap token left.
+
+    A worker that does not become Ready is set aside.
+
+    Raises:
+        WaitTimeout: a control plane is not Ready in time; with what it said last.
+    """
+    expected = _expected(session)
     planes = tuple(node for node in session.nodes if node.has(Role.CONTROL_PLANE))
     with session.api() as api:
-        labels = {obj["metadata"]["name"]: obj for obj in objects.node_labels(session.cluster)}
+        labels = {obj["metadata"]["name"]: obj for obj in _labels(session)}
         labelled: set[str] = set()
+        late: dict[str, str] = {}
 
         def all_ready() -> None:
-            nodes = {node["metadata"]["name"]: node for node in api.items("/api/v1/nodes")}
+            nodes = _nodes(api, expected, whole=session.scope is None)
+            for name in leave.returned(session, nodes):
+                leave.welcome_back(api, name)
             for name in sorted(expected & nodes.keys() - labelled):
                 api.apply(labels[name])
                 labelled.add(name)
             waiting = {name: _not_ready(nodes.get(name)) for name in sorted(expected)}
-            if late := {name: why for name, why in waiting.items() if why}:
+            late.clear()
+            late.update({name: why for name, why in waiting.items() if why})
+            if late:
                 raise NotYet("; ".join(f"{name}: {why}" for name, why in late.items()))
             for node in planes:
                 _ready_server(api, node)
@@ -130,10 +254,36 @@ def settle(session: Session) -> Session:
         try:
             wait_until("every node and API server ready", all_ready, seconds=READY_SECONDS)
         except WaitTimeout as error:
-            raise _explained(session, error) from None
-        for name, token in session.tokens.items():
-            api.delete(objects.bootstrap_secret(token, session.cluster.node(name), dt.datetime.now(dt.UTC)))
+            if not late or any(is_vital(session.cluster.node(name)) for name in late):
+                raise _explained(session, error) from None
+            session = _without_late(session, late)
+        for secret in objects.bootstrap_secrets(api):
+            if session.concerns(objects.bootstrapped(secret)):
+                api.delete(secret)
     return session
+
+
+def _expected(session: Session) -> set[str]:
+    """The Nodes that this run is about."""
+    return {node.name for node in session.nodes if node.is_kubernetes_node}
+
+
+def _nodes(api: ClusterApi, names: Collection[str], *, whole: bool) -> dict[str, Mapping[str, Any]]:
+    """The Nodes of these names that there are; asked for one by one unless the ``whole`` cluster is meant."""
+    if whole:
+        return {node["metadata"]["name"]: node for node in api.items("/api/v1/nodes")}
+    found = {name: api.get({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}) for name in names}
+    return {name: node for name, node in found.items() if node is not None}
+
+
+def _without_late(session: Session, late: Mapping[str, str]) -> Session:
+    """The session without workers whose Node is not Ready in time."""
+    aside = {}
+    for name, why in late.items():
+        error = _explained(session, WaitTimeout(f"{name}: not Ready within {READY_SECONDS:g} s: {why}"))
+        aside[name] = ApplyError(error.message, details=error.details)
+        session.display.say(f"warning: set aside: {error.message}")
+    return replace(session, set_aside={**session.set_aside, **aside})
 
 
 def _ready_server(api: ClusterApi, node: Node) -> None:
@@ -180,21 +330,35 @@ def refuse_incomplete(session: Session) -> None:
     if not session.set_aside:
         return
     names = ", ".join(session.set_aside)
+    leaving = {leaver.name for leaver in session.leaving}
+    others = "; the other machines are as cluster.yaml says" if session.scope is None else ""
     raise ApplyError(
-        f"{names}: set aside, for {'it does' if len(session.set_aside) == 1 else 'they do'} not answer;"
-        " the other machines are as cluster.yaml says",
-        hint=f"when {names} {'is' if len(session.set_aside) == 1 else 'are'} back, run `provisioner apply` again",
-        details=tuple("; ".join((error.message, *error.details)) for error in session.set_aside.values()),
+        f"{names}: set aside{others}",
+        hint="; ".join(dict.fromkeys(error.hint for name, error in session.set_aside.items() if error.hint and name in leaving))
+        or f"when {names} {'is' if len(session.set_aside) == 1 else 'are'} back or mended, run `provisioner apply` again",
+        details=tuple(line for error in session.set_aside.values() for line in (error.message, *error.details)),
     )
+
+
+# What proves one machine that has joined a cluster: its services, and the ways to and from its pods.
+OF_ONE_MACHINE = ("units", "kubelets", "api-paths", "pod-to-pod", "cluster-ip", "dns", "logs")
 
 
 def prove(session: Session) -> Session:
     """INPUTS: the cluster. OUTPUTS: report.json of `verify --level smoke`; a failed check fails the run.
 
-    Not of a cluster with a machine that does not answer: that is known already, and said at the end.
+    Not of a cluster with a machine that was set aside: that is known already, and said at the end. A run about single machines
+    proves those, against one control plane.
     """
-    if session.set_aside:
+    if session.set_aside or (session.scope is not None and not session.nodes):
         return session
-    report = verify.run(session.cluster, session.workspace, session.connections, session.the_pki())
+    cluster, only = session.cluster, tuple[str, ...]()
+    if session.scope is not None:
+        with session.api() as api:
+            plane = session.cluster.node(api.request("GET", "/readyz").node)
+        cluster, only = cluster.model_copy(update={"nodes": (plane, *session.nodes)}), OF_ONE_MACHINE
+    report = verify.run(
+        cluster, session.workspace, session.connections, session.the_pki(), only=only, confined=session.scope is not None
+    )
     report.raise_if_failed()
     return session

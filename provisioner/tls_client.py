@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ssl
-import tempfile
 from pathlib import Path
+
+from provisioner.workspace import private_directory
 
 
 def write_client_files(directory: Path, ca: bytes, certificate: bytes, key: bytes) -> tuple[Path, Path, Path]:
@@ -30,7 +31,7 @@ def client_context(
     context.load_verify_locations(cadata=ca.decode())
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if certificate is not None and key is not None:
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".client-") as name:
-            _, certificate_file, key_file = write_client_files(Path(name), ca, certificate, key)
+        with private_directory(directory, ".client-") as private:
+            _, certificate_file, key_file = write_client_files(private, ca, certificate, key)
             context.load_cert_chain(certificate_file, key_file)
     return context

@@ -9,11 +9,12 @@ import getpass
 import json
 import os
 import shlex
+import shutil
 import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from provisioner.errors import BadInput, ProvisionerError
@@ -35,6 +36,8 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o600) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
+            # held by a living process: see ``leftovers``
+            fcntl.flock(file, fcntl.LOCK_EX)
             os.fchmod(file.fileno(), mode)
             file.write(raw)
             file.flush()
@@ -45,17 +48,45 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o600) -> None:
         raise
 
 
+@contextlib.contextmanager
+def private_directory(parent: Path | None, prefix: str) -> Iterator[Path]:
+    """A directory of mode 0700 for the time of the block. A lock on it tells whether its maker lives: see ``leftovers``."""
+    with tempfile.TemporaryDirectory(dir=parent, prefix=prefix, ignore_cleanup_errors=True) as name:
+        handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield Path(name)
+        finally:
+            os.close(handle)
+
+
 @dataclass(frozen=True, slots=True)
 class Workspace:
     """Paths of one cluster's files; ``root`` is a directory of mode 0700."""
 
     root: Path
     cluster_file: Path
+    # where a look that changes nothing writes what it computes: see ``untouched``
+    scratch: Path | None = None
+
+    @property
+    def _computed(self) -> Path:
+        return self.scratch or self.root
 
     @property
     def pki(self) -> Path:
         """CAs, leaf certificates, keys."""
-        return self.root / "pki"
+        return self._computed / "pki"
+
+    @property
+    def replacing(self) -> Path:
+        """The command of a replacement under way whose old machine leaves before the new one comes."""
+        return self.root / "replacing"
+
+    @property
+    def was_used(self) -> bool:
+        """Whether a cluster was built from here: keys are made for no other reason."""
+        return (self.root / "pki" / "cluster-ca.pem").exists()
 
     @property
     def known_hosts(self) -> Path:
@@ -65,12 +96,32 @@ class Workspace:
     @property
     def kubeconfig(self) -> Path:
         """The everyday administrator's kubeconfig."""
-        return self.root / "admin.kubeconfig"
+        return self._computed / "admin.kubeconfig"
+
+    @property
+    def break_glass(self) -> Path:
+        """The kubeconfig for emergencies."""
+        return self._computed / "break-glass.kubeconfig"
 
     @property
     def rendered(self) -> Path:
         """Desired state per host, as the Ansible modules read it (holds secrets: 0600)."""
-        return self.root / "rendered"
+        return self._computed / "rendered"
+
+    @property
+    def inventory(self) -> Path:
+        """Ansible's inventories."""
+        return self._computed / "inventory"
+
+    @property
+    def ansible(self) -> Path:
+        """Ansible's own home; in the environment of all that a run starts, and of nothing else."""
+        return self.root / "ansible"
+
+    @property
+    def sockets(self) -> Path:
+        """A link to the run's directory of SSH's control sockets, which is elsewhere: their paths must be short."""
+        return self.root / "sockets"
 
     @property
     def logs(self) -> Path:
@@ -113,6 +164,20 @@ class Workspace:
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not (self.root / "layout").exists():
             write_atomic(self.root / "layout", f"{LAYOUT}\n", mode=0o644)
+
+    @contextlib.contextmanager
+    def untouched(self) -> Iterator[Workspace]:
+        """This workspace with copies of its keys, for a look that must leave everything as it is: certificates that it
+        would issue, kubeconfigs, rendered files and inventories go to a directory that is gone afterwards. Under the lock only."""
+        self.create()
+        with private_directory(self.root, ".look-") as directory:
+            copy = replace(self, scratch=directory)
+            if self.pki.exists():
+                shutil.copytree(self.pki, copy.pki)
+            for mine, other in ((self.kubeconfig, copy.kubeconfig), (self.break_glass, copy.break_glass)):
+                if mine.exists():
+                    shutil.copy2(mine, other)
+            yield copy
 
     def record(self, event: str, **values: object) -> None:
         """Append one line to the journal."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+from provisioner import quarantine
 from provisioner.desired import load_host
 
 
@@ -28,5 +29,5 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
             "modules": list(state.modules),
             "users": list(state.users),
         }
-        result.update(self._execute_module("host_state", options, task_vars=task_vars))
+        result.update(quarantine.guarded(variables, lambda: self._execute_module("host_state", options, task_vars=task_vars)))
         return result

@@ -11,6 +11,7 @@ from typing import Any
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
+from provisioner import quarantine
 from provisioner.desired import HostState, load_host
 
 FILE_FIELDS = ("path", "sha256", "mode", "owner", "group", "secret", "once")
@@ -34,6 +35,7 @@ def part_of(state: HostState, role: str) -> dict[str, Any]:
         "users": list(state.users) if base else [],
         "modules": list(state.modules) if base else [],
         "sysctls": dict(state.sysctls) if base else {},
+        "before": dict(state.before) if base else {},
     }
 
 
@@ -50,5 +52,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         if not boolean(self._task.args.get("gate", True)):
             options.pop("until", None)
         payload = base64.b64encode(gzip.compress(json.dumps(document).encode(), mtime=0)).decode()
-        result.update(self._execute_module("role_state", {**options, "payload": payload}, task_vars=task_vars))
+        options = {**options, "payload": payload}
+        result.update(quarantine.guarded(variables, lambda: self._execute_module("role_state", options, task_vars=task_vars)))
         return result

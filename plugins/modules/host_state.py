@@ -37,7 +37,8 @@ import os
 import re
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.provisioner_host import HashCache, describe, describe_unit, unit_states, user_exists
+from ansible.module_utils.provisioner_host import HASH_CACHE, HashCache, describe, describe_unit, unit_states, user_exists
+from ansible.module_utils.provisioner_litter import sweep
 
 KUBELET_CERTIFICATE = "/var/lib/kubelet/pki/kubelet-client-current.pem"
 # A member without a write-ahead log has never started, or has lost its data; etcd makes other files before it knows who it is.
@@ -56,7 +57,7 @@ def shown_content(path):
         return None
 
 
-def read_files(wanted):
+def read_files(wanted, remember):
     """Actual files; content only of those that differ and are no secret."""
     cache = HashCache()
     result = {}
@@ -66,7 +67,8 @@ def read_files(wanted):
         if actual and actual["type"] == "file" and actual["sha256"] != item["sha256"] and item["show"]:
             actual["content"] = shown_content(item["path"])
         result[item["path"]] = actual
-    cache.save()
+    if remember:
+        cache.save()
     return result
 
 
@@ -101,11 +103,14 @@ def main():
     }
     module = AnsibleModule(argument_spec=options, supports_check_mode=True)
     want = module.params
+    if not module.check_mode:
+        sweep([HASH_CACHE, *(item["path"] for item in want["files"])])
     states = unit_states([unit["name"] for unit in want["units"]])
     module.exit_json(
         changed=False,
         state={
-            "files": read_files(want["files"]),
+            # the digests of large files are remembered for the next look, unless nothing at all may be written
+            "files": read_files(want["files"], remember=not module.check_mode),
             "absent": [path for path in want["absent"] if os.path.lexists(path)],
             "units": {unit["name"]: describe_unit(unit, states[unit["name"]]) for unit in want["units"]},
             "sysctls": {name: read_sysctl(name) for name in want["sysctls"]},

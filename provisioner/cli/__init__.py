@@ -52,10 +52,13 @@ COMMANDS = (
     ("cluster", "up", "up"),
     ("verify", "verify", "verify"),
     ("status", "status", "status"),
-    ("cluster", "kubeconfig", "kubeconfig"),
+    ("kubeconfig", "kubeconfig", "kubeconfig"),
     ("machines", "ssh", "ssh"),
+    ("logs", "logs", "logs"),
+    ("support", "support_bundle", "support-bundle"),
+    ("reset", "reset", "reset"),
 )
-GROUPS = (("etcd", "etcd"), ("artifacts", "artifacts"), ("lab", "lab"))
+GROUPS = (("node", "node"), ("etcd", "etcd"), ("artifacts", "artifacts"), ("lab", "lab"))
 
 for _module, _function, _name in COMMANDS:
     app.command(_name)(getattr(importlib.import_module(f"provisioner.cli.{_module}"), _function))

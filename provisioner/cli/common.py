@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from provisioner.config import Cluster
-from provisioner.errors import BadInput
+from provisioner.config import Cluster, Node
+from provisioner.errors import BadInput, Interrupted
+from provisioner.problems import did_you_mean
 from provisioner.workspace import Workspace
 
 # Progress, warnings and errors go to stderr; what a script may want to read goes to stdout.
@@ -71,6 +72,9 @@ def open_cluster(given: Path | None) -> tuple[Cluster, Workspace]:
 
     path = find_cluster_file(given)
     loaded = load.read(path)
+    # what only a new cluster is refused is a warning where there is one already
+    if loaded.cluster is None and (known := load.read(path, exists=True)).cluster is not None:
+        loaded = known if Workspace.of(path, known.cluster.name).was_used else loaded
     if loaded.cluster is None or loaded.errors:
         raise load.refusal(loaded)
     for line in load.lines(path, loaded.warnings):
@@ -78,6 +82,39 @@ def open_cluster(given: Path | None) -> tuple[Cluster, Workspace]:
     return loaded.cluster, Workspace.of(path, loaded.cluster.name)
 
 
+def find_node(cluster: Cluster, workspace: Workspace, name: str) -> Node:
+    """The node of that name.
+
+    Raises:
+        BadInput: there is none.
+    """
+    try:
+        return cluster.node(name)
+    except KeyError:
+        names = [node.name for node in cluster.nodes]
+        raise BadInput(
+            f"there is no node {name!r} in {workspace.cluster_file}{did_you_mean(name, names)}",
+            hint=f"its nodes are {', '.join(names)}",
+        ) from None
+
+
 def print_json(document: object) -> None:
     """One JSON document on stdout, for scripts."""
     sys.stdout.write(json.dumps(document, indent=2, default=str) + "\n")
+
+
+def confirm(question: str, *, otherwise: str = "`--yes` goes ahead without asking") -> None:
+    """Ask before something is destroyed.
+
+    Args:
+        question: names what will be destroyed.
+        otherwise: what to do where there is no terminal.
+
+    Raises:
+        BadInput: there is no terminal to ask at.
+        Interrupted: the answer is no.
+    """
+    if not sys.stdin.isatty():
+        raise BadInput("nobody to ask; nothing was changed", hint=otherwise)
+    if not typer.confirm(question, err=True):
+        raise Interrupted("not confirmed; nothing was changed")

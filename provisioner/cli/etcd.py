@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from provisioner.cli.common import ClusterOption, JsonOption, YesOption, console, open_cluster, output, print_json
+from provisioner.cli.common import ClusterOption, JsonOption, YesOption, confirm, console, open_cluster, output, print_json
 from provisioner.config import Cluster
-from provisioner.errors import BadInput, Interrupted
 
 if TYPE_CHECKING:
     from provisioner.etcd_api import EtcdApi
@@ -42,7 +41,7 @@ def defrag(cluster: ClusterOption = None, yes: YesOption = False, as_json: JsonO
             console.print(f"etcd of {loaded.name}, one member at a time, in this order: {sizes}", markup=False)
             if len(known) == 1:
                 console.print("it is the only member: the cluster takes no writes meanwhile", markup=False)
-            _ask("Defragment?")
+            confirm("Defragment?")
         done = etcd.defragment(apis, _say)
     if as_json:
         print_json({"cluster": loaded.name, "members": etcd.rows(done)})
@@ -72,7 +71,7 @@ def cure(cluster: ClusterOption = None, yes: YesOption = False, as_json: JsonOpt
                 "stay; clients that watch from an older revision list anew), defragment one member at a time, lower the alarm.",
                 markup=False,
             )
-            _ask("Cure it?")
+            confirm("Cure it?")
         done = etcd.cure(apis, loaded.etcd.quota_backend_bytes, _say)
     if as_json:
         print_json({"cluster": loaded.name, **done.to_json()})
@@ -96,13 +95,6 @@ def _members(given: Path | None, command: str) -> Iterator[tuple[Cluster, tuple[
             workspace.record("run", command=command, argv=sys.argv[1:])
             yield loaded, apis
         workspace.record("done", command=command)
-
-
-def _ask(question: str) -> None:
-    if not sys.stdin.isatty():
-        raise BadInput("nobody to ask", hint="`--yes` goes ahead without asking")
-    if not typer.confirm(question, err=True):
-        raise Interrupted("not confirmed; nothing was changed")
 
 
 def _say(line: str) -> None:

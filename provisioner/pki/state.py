@@ -12,14 +12,14 @@ import binascii
 import datetime as dt
 import hashlib
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from provisioner.config import Cluster
+from provisioner.config import Cluster, Node
 from provisioner.errors import BadInput
 from provisioner.pki import store
 from provisioner.pki.issue import (
@@ -99,7 +99,14 @@ def cluster_id(pki: Pki) -> str:
     return hashlib.sha256(public).hexdigest()[:16]
 
 
-def ensure(cluster: Cluster, directory: Path, *, now: dt.datetime, lifetimes: Lifetimes | None = None) -> Pki:
+def ensure(
+    cluster: Cluster,
+    directory: Path,
+    *,
+    now: dt.datetime,
+    lifetimes: Lifetimes | None = None,
+    nodes: Sequence[Node] | None = None,
+) -> Pki:
     """Read the PKI of ``directory``, make what is missing or no longer right, and return all of it.
 
     A run that is killed at any moment leaves files which the next run takes up; a run with nothing to do writes nothing.
@@ -110,6 +117,7 @@ def ensure(cluster: Cluster, directory: Path, *, now: dt.datetime, lifetimes: Li
         now: the present, with its time zone.
         lifetimes: validity of new certificates and the threshold of renewal; with a ``renew_before`` beyond ``leaf``
             every certificate is issued anew.
+        nodes: the nodes whose certificates are wanted; default: all of the cluster.
 
     Raises:
         BadInput: a name or an address of cluster.yaml cannot stand in a certificate; nothing was written.
@@ -121,7 +129,7 @@ def ensure(cluster: Cluster, directory: Path, *, now: dt.datetime, lifetimes: Li
         raise ValueError("`now` must have a time zone")
     chosen = lifetimes or Lifetimes()
     wanted: dict[str | None, tuple[Request, ...]] = {None: requests_for_controller()}
-    wanted.update((node.name, requests_for(cluster, node)) for node in cluster.nodes)
+    wanted.update((node.name, requests_for(cluster, node)) for node in (cluster.nodes if nodes is None else nodes))
     try:
         with store.opened(directory) as notices:
             roots = _Roots.ensure(cluster, directory, now, chosen)
@@ -163,6 +171,11 @@ def read(directory: Path, *, now: dt.datetime) -> Pki:
         encryption_key=roots.encryption_key,
         leaves=MappingProxyType(leaves),
     )
+
+
+def drop(directory: Path, node: str) -> None:
+    """Delete the certificates and keys of a machine that is no part of the cluster any more; harmless where there are none."""
+    store.leaf_file(directory, node).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

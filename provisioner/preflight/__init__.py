@@ -7,16 +7,16 @@ given and what they return in ``model``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from provisioner.config import Cluster
+from provisioner.config import Cluster, Node
 from provisioner.errors import PreflightUnfit, ProvisionerError
 from provisioner.facts import HostFacts
 from provisioner.preflight import network, ownership, system
-from provisioner.preflight.model import Machine, Problem, Rule
+from provisioner.preflight.model import Machine, Problem, Rule, belongs
 from provisioner.ssh import SshError
 from provisioner.workspace import Workspace
 
@@ -25,6 +25,8 @@ __all__ = ["RULES", "Problem", "check", "cluster_id_of", "is_running", "require_
 # In the order in which a machine's problems are told: what explains others comes first.
 RULES: Mapping[str, Rule] = {
     "marker": ownership.marker,
+    "another-node": ownership.another_node,
+    "moved": ownership.moved,
     "other-kubernetes": ownership.other_kubernetes,
     "old-etcd": ownership.old_etcd,
     "container-engines": ownership.container_engines,
@@ -66,6 +68,7 @@ def check(
     unreachable: Mapping[str, ProvisionerError],
     *,
     cluster_id: str | None,
+    known: Mapping[str, Node] | None = None,
 ) -> list[Problem]:
     """Every problem of every machine, by machine in cluster.yaml's order. Pure: nothing is asked or changed.
 
@@ -73,13 +76,14 @@ def check(
         facts: of the machines that answered, by node name; rules run for these, and compare them with one another.
         unreachable: why the others did not.
         cluster_id: this cluster's identity, None as long as it has no CA (``cluster_id_of``).
+        known: the machines on record (``registry.read``).
     """
     problems: list[Problem] = []
     for node in cluster.nodes:
         if node.name in unreachable:
             problems.append(_unreachable(node.name, unreachable[node.name]))
         if node.name in facts:
-            machine = Machine(cluster, node, facts[node.name], facts, cluster_id)
+            machine = Machine(cluster, node, facts[node.name], facts, cluster_id, (known or {}).get(node.name))
             problems += [
                 Problem(node.name, finding.severity, finding.message, finding.remedy, name)
                 for name, rule in RULES.items()
@@ -109,12 +113,11 @@ def require_fit(problems: Sequence[Problem]) -> None:
     )
 
 
-def is_running(cluster: Cluster, facts: Mapping[str, HostFacts], cluster_id: str | None) -> bool:
+def is_running(members: Iterable[Node], facts: Mapping[str, HostFacts], cluster_id: str | None) -> bool:
     """Whether some machine that answers runs a member of this very cluster's etcd: it has been built, and lives."""
     return any(
-        Machine(cluster, node, facts[node.name], facts, cluster_id).is_ours
-        and facts[node.name].units.get("etcd.service") == "active"
-        for node in cluster.etcd_members
+        belongs(facts[node.name], cluster_id) and facts[node.name].units.get("etcd.service") == "active"
+        for node in members
         if node.name in facts
     )
 

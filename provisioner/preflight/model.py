@@ -34,6 +34,7 @@ class Machine:
 
     Attributes:
         cluster_id: identity of this cluster; None as long as its CA has not been made.
+        known: the machine of this name as it was when it was last changed; None for a new one.
     """
 
     cluster: Cluster
@@ -41,12 +42,12 @@ class Machine:
     facts: HostFacts
     everyone: Mapping[str, HostFacts]
     cluster_id: str | None
+    known: Node | None = None
 
     @property
     def is_ours(self) -> bool:
         """Whether the machine carries the marker of this very cluster: what runs and lies there is then ours."""
-        marker = self.facts.marker
-        return marker is not None and self.cluster_id is not None and marker.get("id") == self.cluster_id
+        return belongs(self.facts, self.cluster_id)
 
     @property
     def is_foreign(self) -> bool:
@@ -71,6 +72,11 @@ class Machine:
         """Names of the other machines where this fact has the same value; none where it is empty."""
         value = read(self.facts)
         return [name for name, other in self.everyone.items() if name != self.node.name and value and read(other) == value]
+
+
+def belongs(facts: HostFacts, cluster_id: str | None) -> bool:
+    """Whether a machine carries the marker of a cluster."""
+    return facts.marker is not None and cluster_id is not None and facts.marker.get("id") == cluster_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,27 @@ def marker(machine: Machine) -> Iterator[Finding]:
     )
 
 
+def another_node(machine: Machine) -> Iterator[Finding]:
+    """It is no other node of this cluster: one that was given up, say, and has come back with all that it was."""
+    name = (machine.facts.marker or {}).get("node")
+    if machine.is_ours and name not in (None, machine.node.name):
+        yield error(
+            f"it was {name} of this cluster, and holds what it was: identity, containers, data",
+            f"write it into cluster.yaml as {machine.node.name}, and `provisioner reset {machine.node.name} --force` makes it"
+            " a machine like any other",
+        )
+
+
+def moved(machine: Machine) -> Iterator[Finding]:
+    """The name is not that of another machine, which would go on beside this one."""
+    known = machine.known
+    if known is not None and known.ip != machine.node.ip and not machine.is_ours:
+        yield error(
+            f"{machine.node.name} was the machine at {known.ip}, and the one at {machine.node.ip} is another",
+            f"put the old address back, and let `provisioner node replace {machine.node.name} --address {machine.node.ip}` do it",
+        )
+
+
 def other_kubernetes(machine: Machine) -> Iterator[Finding]:
     """No other Kubernetes is installed."""
     if machine.is_foreign:

@@ -76,6 +76,25 @@ class KnownHosts:
                 hint="make the workspace's directory writable for this user, with room on its disk",
             ) from error
 
+    def forget(self, host: str, port: int) -> None:
+        """Drop a machine's keys: lines that name it and no other machine.
+
+        Raises:
+            ProvisionerError: the file cannot be written.
+        """
+        name = name_of(host, port)
+        try:
+            with self._locked():
+                lines = self._read().splitlines(keepends=True)
+                kept = [line for line in lines if not _names_only(line, name)]
+                if kept != lines:
+                    write_atomic(self.path, "".join(kept))
+        except OSError as error:
+            raise ProvisionerError(
+                f"{self.path}: the host key of {host} cannot be dropped: {error.strerror or error}",
+                hint="make the workspace's directory writable for this user",
+            ) from error
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         # The directory is what is locked: write_atomic replaces the file itself, and a lock file would be litter.
@@ -104,6 +123,11 @@ class KnownHosts:
             fields = line.split()
             if len(fields) >= 3 and not fields[0].startswith(("#", "@")):
                 yield fields[0].split(","), HostKey(fields[1], fields[2])
+
+
+def _names_only(line: str, name: str) -> bool:
+    fields = line.split()
+    return len(fields) >= 3 and not fields[0].startswith(("#", "@")) and [one.lower() for one in fields[0].split(",")] == [name]
 
 
 def _matches(name: str, patterns: list[str]) -> bool:

@@ -44,6 +44,7 @@ def run(
     level: Level = Level.SMOKE,
     only: Sequence[str] = (),
     seconds: float | None = None,
+    confined: bool = False,
     on_event: Callable[[Event], None] = lambda _: None,
 ) -> Report:
     """Verify a cluster. What is made for it in the cluster is deleted again.
@@ -56,6 +57,7 @@ def run(
         level: how much is tried.
         only: ids of checks; with what they need, and nothing else.
         seconds: deadline for each check instead of its own.
+        confined: ``cluster`` names some machines of a larger one, and the others are left alone.
         on_event: told of each check's beginning and end.
 
     Raises:
@@ -69,7 +71,7 @@ def run(
     for node in cluster.nodes:
         threading.Thread(target=_greet, args=(connections, node), daemon=True).start()
     with ClusterApi(cluster, workspace, connections, pki) as api:
-        probe = Probe(cluster, api, connections, image)
+        probe = Probe(cluster, api, connections, image, confined=confined)
         context = Context(cluster, workspace, connections, pki, api, probe)
         try:
             return run_checks(context, checks, level=level, seconds=seconds, on_event=on_event)

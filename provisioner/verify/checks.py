@@ -29,7 +29,7 @@ CHECKS: tuple[Check, ...] = (
     Check("hairpin", "a pod reaches itself by its Service", SMOKE, network.hairpin, needs=("probe-pods",), seconds=15),
     Check("own-node", "a Service's endpoint on the caller's own node", SMOKE, network.own_node_endpoint,
           needs=("probe-pods", "peer-pods"), seconds=15),
-    Check("dns", "cluster DNS answers on every node", SMOKE, network.dns, needs=("probe-pods",), seconds=20),
+    Check("dns", "cluster DNS answers on every node", SMOKE, network.dns, needs=("probe-pods", "system-pods"), seconds=30),
     Check("logs", "logs of a pod on every node", SMOKE, workloads.logs, needs=("probe-pods",), seconds=15),
     Check("exec", "exec in a pod on every node", SMOKE, workloads.execute, needs=("probe-pods",), seconds=30, per_node=0.5),
     Check("pod-comes-back", "a deleted pod comes back", FULL, workloads.pod_comes_back, seconds=60),

@@ -118,12 +118,15 @@ class Probe:
         api: where the objects go.
         connections: how the pods are reached.
         image: reference of agnhost; the machines have it already.
+        confined: the cluster has further nodes, which get none.
     """
 
-    def __init__(self, cluster: Cluster, api: ClusterApi, connections: Connections, image: str) -> None:
+    def __init__(self, cluster: Cluster, api: ClusterApi, connections: Connections, image: str, *, confined: bool = False) -> None:
         self.namespace = PREFIX + secrets.token_hex(3)
         self.image = image
         self._cluster = cluster
+        self.confined = confined
+        self._affinity = _only_on([node.name for node in cluster.kubernetes_nodes]) if confined else {}
         self._api = api
         self._connections = connections
         self._stack = contextlib.ExitStack()
@@ -197,7 +200,7 @@ class Probe:
         ]
         template = {
             "metadata": {"labels": {**LABEL, **selector}},
-            "spec": self.pod_spec("netexec", f"--http-port={HTTP_PORT}", f"--udp-port={UDP_PORT}"),
+            "spec": self.pod_spec("netexec", f"--http-port={HTTP_PORT}", f"--udp-port={UDP_PORT}", **self._affinity),
         }
         self._api.apply(
             self.object("apps/v1", "DaemonSet", app, spec={"selector": {"matchLabels": selector}, "template": template})
@@ -312,6 +315,13 @@ def clear_leftovers(api: ClusterApi, *, older_than: str) -> None:
             metadata = namespace["metadata"]
             if metadata["name"].startswith(PREFIX) and metadata["creationTimestamp"] < older_than:
                 api.delete({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": metadata["name"]}})
+
+
+def _only_on(names: list[str]) -> dict[str, Any]:
+    """A pod's affinity to nodes by their names."""
+    terms = [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [name]}]} for name in names]
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    return {"affinity": {"nodeAffinity": required}}
 
 
 def is_ready(obj: Object) -> bool:

@@ -21,9 +21,10 @@ from rich.console import Console
 from provisioner import inventory, phases, plays
 from provisioner import render as rendering
 from provisioner.artifacts import load_lock
-from provisioner.config import Cluster
+from provisioner.config import Cluster, Node
 from provisioner.desired import HostState
 from provisioner.display import Display
+from provisioner.lifecycle import reset
 from provisioner.plan import Change, Plan
 from provisioner.render import ROLES, HostContext, render_host
 from provisioner.render.layout import RoleSpec
@@ -40,6 +41,8 @@ Options = Callable[[str], Mapping[str, Mapping[str, Any]]]
 
 KINDS = ("cp-etcd", "cp", "etcd", "worker", "every-role")
 NAMES = tuple(role.name for role in ROLES)
+# A role that places nothing: no part of any desired state, with a playbook and a group of its own.
+RESET = "reset"
 MODULES = SHARE / "plugins" / "modules"
 ACTIONS = SHARE / "plugins" / "action"
 TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "bool": bool, "dict": dict, "list": list, "path": str}
@@ -73,7 +76,7 @@ def pace(make_cluster: MakeCluster, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_the_table_of_roles_is_the_directory_of_roles() -> None:
-    assert sorted(NAMES) == sorted(path.name for path in ROLES_DIR.iterdir() if path.is_dir())
+    assert sorted((*NAMES, RESET)) == sorted(path.name for path in ROLES_DIR.iterdir() if path.is_dir())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -199,7 +202,7 @@ def roles_of_play(play: Mapping[str, Any]) -> set[str]:
 
 
 def test_every_role_is_in_a_playbook_and_conversely() -> None:
-    assert {role for _, play in all_plays() for role in roles_of_play(play)} == set(NAMES)
+    assert {role for _, play in all_plays() for role in roles_of_play(play)} == {*NAMES, RESET}
 
 
 def test_plays_have_names_of_their_own() -> None:
@@ -210,17 +213,19 @@ def test_plays_have_names_of_their_own() -> None:
 def test_phases_and_playbooks_are_the_same() -> None:
     stems = {path.stem for path in PLAYBOOKS.glob("*.yml")}
     named = {phase.name for phase in phases.CHANGE if phase.run is None}
-    # two that no phase is named after: what is read before the phases, and the one that the phase `members` runs host by host
-    assert stems == named | {"site", "state", "etcd_join"}
+    # those that no phase is named after: what is read before the phases, and what phases in Python run themselves
+    assert stems == named | {"site", "state", "packages", "etcd_join", "retire", RESET}
     site = [play["ansible.builtin.import_playbook"] for play in yaml.safe_load((PLAYBOOKS / "site.yml").read_text())]
-    assert site == [f"{phase.name}.yml" for phase in phases.CHANGE if phase.run is None], "site.yml runs them in the driver's order"
+    in_order = ["packages", *(phase.name for phase in phases.CHANGE if phase.run is None)]
+    assert site == [f"{name}.yml" for name in in_order], "site.yml runs them in the driver's order"
     assert {phase.alongside for phase in phases.CHANGE if phase.alongside} <= named
 
 
 def test_plays_ask_for_no_facts_and_touch_only_machines_that_differ(groups: Mapping[str, Any]) -> None:
     for playbook, play in all_plays():
         assert play["gather_facts"] is False, play["name"]
-        if playbook == "state":
+        # machines that leave stand in an inventory of their own
+        if playbook in {"state", "retire", RESET}:
             continue
         assert play["hosts"] in groups, f"{play['name']}: no group {play['hosts']} in the inventory"
         roles = roles_of_play(play)
@@ -263,7 +268,8 @@ def test_a_serial_run_is_one_host_at_a_time_unless_the_driver_says_otherwise(pac
         # quorum is at risk where control planes change: the first failure stops the run
         if roles_of_play(play) & {"etcd", "kube_apiserver", "kube_controller_manager", "kube_scheduler"}:
             assert play["any_errors_fatal"] is True, name
-    assert used == pace.keys(), "what the driver gives is used"
+    # (and the action plugins use the last one)
+    assert used | {"aside_limit"} == pace.keys(), "what the driver gives is used"
 
 
 FORBIDDEN = {
@@ -303,6 +309,31 @@ def test_roles_stand_alone_and_name_their_tasks(name: str) -> None:
                 assert "changed_when" in task, f"{path}: {task['name']}"
 
 
+def test_the_role_that_destroys_is_a_play_of_its_own(make_cluster: MakeCluster, workspace: Workspace, options_of: Options) -> None:
+    """Its hosts are in no other inventory, its failure on one stops no other, and it gets just what it takes."""
+    (play,) = [play for playbook, play in all_plays() if playbook == RESET]
+    assert play["hosts"] == "to_reset"
+    assert "any_errors_fatal" not in play
+    assert "serial" not in play
+    cluster = make_cluster()
+    gone = Node.model_validate({"name": "gone", "address": "10.77.0.99", "roles": ["worker"]})
+    variables = reset.variables_of(cluster, workspace, 60)
+    result = ArgumentSpecValidator(dict(options_of(RESET))).validate(dict(variables))
+    assert not result.errors.messages
+    assert not result.unsupported_parameters
+    assert variables.keys() == options_of(RESET).keys()
+    assert "PRIVATE" not in repr(variables)
+    path = inventory.write_apart(
+        cluster, workspace, "to_reset", [*cluster.nodes[:1], gone], {"cp-etcd": "/p", "gone": "/q"}, **variables
+    )
+    assert path.stat().st_mode & 0o777 == 0o600
+    written = yaml.safe_load(path.read_text())["all"]
+    assert written["hosts"]["gone"]["ansible_host"] == "10.77.0.99", "a machine that is in cluster.yaml no more"
+    assert list(written["children"]["to_reset"]["hosts"]) == ["cp-etcd", "gone"]
+    tasks = yaml.safe_load((ROLES_DIR / RESET / "tasks" / "main.yml").read_text())
+    assert [set(re.findall(r"reset_\w+", str(task["reset_machine"]))) for task in tasks] == [set(options_of(RESET))]
+
+
 def test_the_driver_and_ansible_agree_on_the_number_of_tasks() -> None:
     """A control plane that is a worker too runs every role once; the bar is 60 executed tasks."""
     tasks = sum(len(yaml.safe_load(path.read_text())) for path in ROLES_DIR.glob("*/tasks/*.yml"))
@@ -312,10 +343,12 @@ def test_the_driver_and_ansible_agree_on_the_number_of_tasks() -> None:
 def test_ansible_parses_every_playbook(
     make_cluster: MakeCluster, workspace: Workspace, states: dict[str, HostState], tmp_path: Path
 ) -> None:
-    path = inventory.write(make_cluster(), workspace, states, dict.fromkeys(KINDS, "/usr/bin/python3"))
+    cluster, interpreters = make_cluster(), dict.fromkeys(KINDS, "/usr/bin/python3")
+    path = inventory.write(cluster, workspace, states, interpreters)
     command = [str(Path(sys.executable).parent / "ansible-playbook"), "--syntax-check", "--inventory", str(path)]
+    command += ["--inventory", str(inventory.write_apart(cluster, workspace, "to_reset", cluster.nodes, interpreters))]
     environ = {**os.environ, "ANSIBLE_CONFIG": str(ANSIBLE_CFG), "ANSIBLE_HOME": str(tmp_path / "ansible"), "LC_ALL": "C.UTF-8"}
-    books = [str(PLAYBOOKS / name) for name in ("site.yml", "state.yml")]
+    books = [str(PLAYBOOKS / name) for name in ("site.yml", "state.yml", "reset.yml")]
     done = subprocess.run([*command, *books], env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr, done.stderr

@@ -258,6 +258,19 @@ def test_each_kind_of_drift_is_named_and_repaired_alone(ha: Real) -> None:
     assert {path for path in after if after[path] != binaries.get(path)} == {"/usr/local/bin/crictl"}
 
 
+def test_a_stopped_etcd_is_started_though_the_api_is_silent(ha: Real) -> None:
+    """API servers run, and nobody answers: what the API holds cannot be compared, and must not keep the run from mending it."""
+    before = processes(ha)
+    for node in ha.cluster.etcd_members:
+        ha.run(node, "systemctl stop etcd")
+    done = ha.cli("apply", "--yes", "--skip-verify")
+    assert done.returncode == 0, done.stderr
+    assert "the API does not answer, and what it holds is not compared" in done.stderr
+    again = restarted(before, processes(ha))
+    assert {key for key in again if key[1] == "etcd.service"} == {(node.name, "etcd.service") for node in ha.cluster.etcd_members}
+    assert ha.plan() == []
+
+
 def run_older(ha: Real, node: str, unit: str) -> None:
     """As if the driver had been killed between a unit's new file and its restart."""
     directory = f"/run/systemd/system/{unit}.service.d"

@@ -378,34 +378,14 @@ def held(drill: Kit, address: str) -> str:
     return holder
 
 
-def test_one_control_plane_becomes_three(bare_lab: Callable[..., contextlib.AbstractContextManager[Real]], record: Record) -> None:
+def test_one_control_plane_becomes_three_and_one_again(
+    bare_lab: Callable[..., contextlib.AbstractContextManager[Real]], record: Record
+) -> None:
+    """By editing cluster.yaml and `apply`, under load; the machines that leave are as if they had never been there."""
     with bare_lab("--control-planes", "1", "--workers", "1", "--spares", "2") as small:
         applied(small)
-        with Kit.of(small) as drill:
-            drill.deploy()
-            with drill.load(WRITER) as load:
-                load.wait_for_acknowledgements(20)
-                edit(small, with_spares)
-                began = kit.now()
-                done = small.cli("apply", "--yes", "--skip-verify")
-                assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-                ended = kit.now()
-                load.wait_for_acknowledgements(20)
-                events = load.stop()
-            lost = drill.lost(events)
-        window = Window(began, events[-1]["at"])
-        bars = [Bar("longest time without a write", worst_gap(events, window), LEADER_GAP)]
-        record.add(
-            "one control plane becomes three",
-            bars,
-            apply_seconds=round(ended - began, 1),
-            writes=write_figures(events, window),
-            service=asdict(figures.polls(events, window)),
-            lost=lost,
-            errors=figures.errors(events),
-        )
-        assert not lost, lost
-        bars_hold(bars)
+        alone = small.workspace.cluster_file.read_text()
+        applied_under_load(small, with_spares, "one control plane becomes three", record)
         large = replace(small, cluster=load_cluster(small.workspace.cluster_file))
         assert len(large.cluster.control_planes) == len(large.cluster.etcd_members) == 3
         with Kit.of(large) as drill:
@@ -414,6 +394,44 @@ def test_one_control_plane_becomes_three(bare_lab: Callable[..., contextlib.Abst
             assert not any(member.learner for member in members)
         verified(large)
         assert large.plan() == []
+        applied_under_load(small, lambda _: alone, "three control planes become one", record)
+        with Kit.of(small) as drill:
+            assert [member.name for member in drill.member_list()] == ["cp-1"]
+            assert {node["metadata"]["name"] for node in drill.api.items("/api/v1/nodes")} == {"cp-1", "worker-1"}
+        for name in ("spare-1", "spare-2"):
+            left = large.run(name, "ls -d /etc/provisioner /etc/kubernetes /var/lib/etcd /usr/local/bin/kubelet || true")
+            assert left == "", f"{name}: {left}"
+        verified(small)
+        assert small.plan() == []
+
+
+def applied_under_load(small: Real, change: Callable[[str], str], what: str, record: Record) -> None:
+    """cluster.yaml changed and applied, while writers and a client of a Service go on."""
+    with Kit.of(small) as drill:
+        drill.deploy()
+        with drill.load(WRITER) as load:
+            load.wait_for_acknowledgements(20)
+            edit(small, change)
+            began = kit.now()
+            done = small.cli("apply", "--yes", "--skip-verify")
+            assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+            ended = kit.now()
+            load.wait_for_acknowledgements(20)
+            events = load.stop()
+        lost = drill.lost(events)
+    window = Window(began, events[-1]["at"])
+    bars = [Bar("longest time without a write", worst_gap(events, window), LEADER_GAP)]
+    record.add(
+        what,
+        bars,
+        apply_seconds=round(ended - began, 1),
+        writes=write_figures(events, window),
+        service=asdict(figures.polls(events, window)),
+        lost=lost,
+        errors=figures.errors(events),
+    )
+    assert not lost, lost
+    bars_hold(bars)
 
 
 def with_spares(text: str) -> str:

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from provisioner import phases, pki, plays, runner, steps
+from provisioner.cluster_api import ClusterApiError
 from provisioner.config import Cluster
 from provisioner.errors import ApplyError, BadInput, ProvisionerError
 from provisioner.events import Failure, Tally, TaskStep
@@ -296,7 +297,7 @@ def test_restarts_are_serial_where_the_service_runs(session: Session, monkeypatc
     plays.play(replace(session, actual=actual), ("etcd",))
     batch = 1 if active else "100%"
     batches = {"etcd_batch": batch, "kube_apiserver_batch": batch, "node_batch": batch}
-    assert given["variables"] == {**batches, "node_gate": active}
+    assert given["variables"] == {**batches, "node_gate": active, "aside_limit": 1}
     record = json.loads(session.workspace.journal.read_text().splitlines()[-1])
     assert record["event"] == "playbooks"
     assert record["counts"] == {"cp-1": {"executed": 3, "changed": 1}}
@@ -326,10 +327,12 @@ def test_a_phase_is_chosen_with_what_it_needs() -> None:
     assert chosen(skip_verify=True) == list(phases.names())[:-1]
     assert chosen(only="etcd") == ["etcd"]
     # artifacts go in bundles, and kubelets join with tokens
-    assert chosen(only="machines") == ["bundles", "machines"]
+    assert chosen(only="machines") == ["packages", "bundles", "machines"]
     assert chosen(only="nodes") == ["objects", "nodes"]
-    assert chosen(start="control_plane") == ["control_plane", "objects", "nodes", "settle", "verify"]
-    assert chosen(start="nodes", skip_verify=True) == ["objects", "nodes", "settle"]
+    assert chosen(start="control_plane") == ["control_plane", "objects", "nodes", "settle", "drain", "leave", "verify"]
+    assert chosen(start="nodes", skip_verify=True) == ["objects", "nodes", "settle", "drain", "leave"]
+    # nothing is taken away from under pods
+    assert chosen(only="leave") == ["drain", "leave"]
     for wrong in ({"only": "etdc"}, {"start": ""}):
         with pytest.raises(BadInput, match="there is no phase"):
             phases.choose(**wrong)  # type: ignore[arg-type]  # one of the two options by name
@@ -338,3 +341,13 @@ def test_a_phase_is_chosen_with_what_it_needs() -> None:
 def test_objects_alone_start_no_ansible(session: Session, recorder: Recorder) -> None:
     run(session, recorder.python("objects", alongside="nodes"))
     assert recorder.done == ["objects"]
+
+
+def test_a_silent_api_is_passed_over_only_where_the_run_may_bring_it_back() -> None:
+    silent, refused = ClusterApiError("no control plane answers"), ClusterApiError("forbidden", status=403)
+    etcd = Change("cp-1", "etcd", "unit", "etcd.service", "start (is inactive/dead)")
+    other = Change("cp-1", "kubelet", "unit", "kubelet.service", "start (is inactive/dead)")
+    assert steps._may_serve_again(silent, [other, etcd])
+    assert steps._may_serve_again(ClusterApiError("etcdserver: request timed out", status=500), [etcd])
+    assert not steps._may_serve_again(silent, [other])
+    assert not steps._may_serve_again(refused, [etcd])

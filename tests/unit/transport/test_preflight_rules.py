@@ -191,8 +191,31 @@ def test_each_rule_fires_on_its_problem_and_nothing_else_does(
 
 def test_every_rule_is_covered_here() -> None:
     """A rule added to the table must be added to the cases (or to the tests of several machines below)."""
-    between_machines = {"mac-address", "mtu", "address-ranges", "virtual-address"}
+    between_machines = {"mac-address", "mtu", "address-ranges", "virtual-address", "another-node", "moved"}
     assert {rule for _, _, rule, _, _ in CASES} | between_machines == set(preflight.RULES)
+
+
+def test_a_machine_that_was_another_node_of_the_cluster() -> None:
+    problems = look(with_("b", marker={**OURS, "node": "worker-9"}), cluster_id=ID)
+    assert ("b", "another-node", "error") in told(problems)
+    assert "it was worker-9 of this cluster" in problems[0].message
+    assert not {problem.rule for problem in look(with_("b", marker={**OURS, "node": "b"}), cluster_id=ID)} & {"another-node"}
+    # as an earlier version has written it
+    assert not {problem.rule for problem in look(with_("b", marker=OURS), cluster_id=ID)} & {"another-node"}
+
+
+def test_a_name_that_goes_to_another_machine() -> None:
+    cluster = cluster_with()
+    node = cluster.node("b")
+    known = {"b": node.model_copy(update={"address": "10.9.9.9", "cluster_address": None})}
+
+    def rules(facts: HostFacts) -> set[str]:
+        found = preflight.check(cluster, {"b": facts}, {}, cluster_id=ID, known=known)
+        return {problem.rule for problem in found if problem.severity == "error"}
+
+    assert rules(healthy("b")) == {"moved"}
+    # the machine itself, at a new address
+    assert "moved" not in rules(with_("b", marker={**OURS, "node": "b"}))
 
 
 def test_what_an_etcd_only_machine_does_not_need() -> None:

@@ -1,0 +1,124 @@
+"""What `node add`, `node remove` and `node replace` make of a cluster.yaml, and which machines such a run is about. Pure, but for
+looking up a machine that the cluster knows and nobody else does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from provisioner import edit, load
+from provisioner.cluster_api import ClusterApi
+from provisioner.config import Cluster, Node, Role
+from provisioner.errors import BadInput
+from provisioner.etcd_api import Member
+from provisioner.inventory import is_vital
+from provisioner.problems import did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """A cluster.yaml as it will be: its text, and what it says."""
+
+    text: str
+    cluster: Cluster
+
+
+def add(text: str, path: Path, fields: Mapping[str, object]) -> Edited:
+    """With one node more.
+
+    Args:
+        text: the file's text.
+        path: the file, for messages and relative names.
+        fields: the node's keys as in the file; those without a value are left out.
+
+    Raises:
+        BadInput: the result would be wrong; with every problem.
+    """
+    return _checked(edit.add_node(text, {key: value for key, value in fields.items() if value not in (None, (), [], {}, "")}), path)
+
+
+def remove(text: str, path: Path, names: Iterable[str]) -> Edited:
+    """Without some nodes.
+
+    Raises:
+        BadInput: the result would be wrong (no control plane, no member of etcd); with every problem.
+    """
+    for name in names:
+        text = edit.remove_node(text, name)
+    return _checked(text, path)
+
+
+def change(text: str, path: Path, name: str, changes: Mapping[str, object]) -> Edited:
+    """With another name or address for one node.
+
+    Raises:
+        BadInput: the result would be wrong; with every problem.
+    """
+    return _checked(edit.replace_node(text, name, changes), path)
+
+
+def _checked(text: str, path: Path) -> Edited:
+    loaded = load.parse(text, path, exists=True)
+    if loaded.cluster is None:
+        raise load.refusal(loaded)
+    return Edited(text, loaded.cluster)
+
+
+def without(cluster: Cluster, name: str) -> Cluster:
+    """The cluster for the time in which one of its machines is away, to come back as another.
+
+    Raises:
+        BadInput: nothing of it would be left.
+    """
+    rest = tuple(node for node in cluster.nodes if node.name != name)
+    reduced = cluster.model_copy(update={"nodes": rest})
+    for role, nodes in (("control plane", reduced.control_planes), ("member of etcd", reduced.etcd_members)):
+        if not nodes:
+            raise BadInput(
+                f"{name} is the only {role}: without it there is no cluster",
+                hint=f"give the new machine a name of its own (`provisioner node replace {name} --name NEW --address ADDRESS`): "
+                "then it joins before the old one leaves",
+            )
+    return reduced
+
+
+def scope_of(nodes: Iterable[Node]) -> frozenset[str] | None:
+    """The machines that a change of these nodes is about: themselves, if they are workers alone.
+
+    None for all machines: control planes stand in every machine's proxy, and members of etcd in the flags of API servers.
+    """
+    given = tuple(nodes)
+    return None if any(is_vital(node) for node in given) else frozenset(node.name for node in given)
+
+
+def unknown(name: str, cluster: Cluster, others: Collection[str] = ()) -> BadInput:
+    """The error for a name that nobody knows."""
+    names = [*(node.name for node in cluster.nodes), *others]
+    return BadInput(f"there is no node {name!r}{did_you_mean(name, names)}", hint=f"the nodes are {', '.join(names)}")
+
+
+def stranger(name: str, api: ClusterApi, listed: Iterable[Member] | None) -> Node | None:
+    """A machine that only the cluster itself knows: as a Node, as a member of etcd, or both; None for none."""
+    roles, address = [], ""
+    node = api.get({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+    if node is not None:
+        roles.append(Role.WORKER)
+        found = (node.get("status") or {}).get("addresses") or []
+        address = next((str(item["address"]) for item in found if item["type"] == "InternalIP"), "")
+    for member in listed or ():
+        if member.name == name:
+            roles.append(Role.ETCD)
+            address = re.sub(r"^https?://|:\d+$", "", next(iter(member.peer_urls), ""))
+    if not roles or not address:
+        return None
+    try:
+        return Node(name=name, address=address, roles=tuple(roles))
+    except ValidationError:
+        raise BadInput(
+            f"{name}: no machine of this program's could have that name",
+            hint=f"`kubectl delete node {name}`, `etcdctl member remove`",
+        ) from None

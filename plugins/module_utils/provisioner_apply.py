@@ -159,8 +159,9 @@ def action_for(unit, actual):
     written, so that a restart is never lost: neither one whose run was killed, nor one after a repaired edit by hand.
     """
     if not actual["active"]:
-        # a unit that is starting, or between two automatic restarts, has read the old files: start it afresh
-        return "restart" if actual["state"].startswith("activating") and actual["hash"] != unit["hash"] else "start"
+        # a unit that is starting, or between two automatic restarts, may have read the old files: start it afresh
+        old = actual["outdated"] or actual["hash"] != unit["hash"]
+        return "restart" if actual["state"].startswith("activating") and old else "start"
     if actual["outdated"] or (unit["hash"] and actual["hash"] != unit["hash"]):
         return "restart"
     return "reload" if actual["stale"] else None

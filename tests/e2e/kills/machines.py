@@ -57,7 +57,7 @@ print(json.dumps({"units": units, "left": left}))
 """
 
 
-# What another boot of a lab machine brings along (after a power cut): the process of sshd, mounts of the lab, the number of its cable.
+# What another boot of a lab machine brings along, after a power cut: the process of sshd, mounts of the lab, its cable's number.
 OF_A_BOOT = re.compile(r"/run/sshd\.pid|proc-kmsg|random-boot-id|ip -d link: eth0@if\d+:")
 
 

@@ -329,6 +329,10 @@ def refuse_incomplete(session: Session) -> None:
     """
     if not session.set_aside:
         return
+    if session.scope is not None and len(session.set_aside) == 1:
+        # the run was about this machine
+        only = next(iter(session.set_aside.values()))
+        raise ApplyError(only.message, hint=only.hint or "`provisioner apply` goes on where this run stopped", details=only.details)
     names = ", ".join(session.set_aside)
     leaving = {leaver.name for leaver in session.leaving}
     others = "; the other machines are as cluster.yaml says" if session.scope is None else ""

@@ -215,8 +215,7 @@ def refuse_unsafe_removal(session: Session, listed: Sequence[Member] | None) -> 
     if not leaving or listed is None:
         return
     voters = [member for member in listed if not member.learner]
-    dead = [leaver.name for leaver in leaving.values() if not leaver.member]
-    down = set(_down(session, voters))
+    down = _down(session, voters)
     names = ", ".join(leaver.name for leaver in leaving.values())
     if len(voters) - len(down) < topology.quorum(len(voters)):
         raise ApplyError(
@@ -224,14 +223,18 @@ def refuse_unsafe_removal(session: Session, listed: Sequence[Member] | None) -> 
             "nothing was changed",
             hint="bring members that still have their data back first; `provisioner status` shows them",
         )
-    joining = sum(join.starts and not join.replaces for join in session.joining)
-    after = len(voters) - len(leaving) + joining
-    healthy = after - len(down - set(dead))
+    # by then whoever joins has a vote: a learner of an earlier run, and one that takes the place of lost data, as any other
+    staying = [member for member in voters if member.id not in leaving]
+    votes = {url for member in staying for url in member.peer_urls}
+    joining = {join.node.name: topology.etcd_peer_url(join.node) for join in session.joining}
+    after = len(staying) + sum(url not in votes for url in joining.values())
+    down = tuple(name for name in _down(session, staying) if name not in joining)
+    healthy = after - len(down)
     if healthy < topology.quorum(after):
         raise ApplyError(
             f"{names}: without {'it' if len(leaving) == 1 else 'them'} etcd would have {after} members, {healthy} of them up, "
             f"and {topology.quorum(after)} are needed; nothing was changed",
-            hint=f"bring {', '.join(sorted(down - set(dead)))} back first, or add a member",
+            hint=f"bring {', '.join(sorted(down))} back first, or add a member" if down else "add a member first",
         )
 
 

@@ -131,7 +131,6 @@ def test_a_cluster_is_built_without_a_worker_that_does_not_answer(life: Life) ->
     # a node that was never there is given up
     life.cli("node", "remove", "gone", "--unreachable", "--yes")
     assert "gone" not in life.first.workspace.cluster_file.read_text()
-    life.cli("verify")
     assert life.first.plan() == []
 
 
@@ -163,7 +162,6 @@ def test_a_worker_is_added_by_two_connections(life: Life) -> None:
     assert set(tasks) == {"worker-2"}
     assert life.nodes() == {"cp-1": True, "worker-1": True, "worker-2": True}
     assert life.first.plan() == [], "nothing is left for apply to do"
-    life.cli("verify")
     life.tasks_of_three = sum(tasks.values())  # type: ignore[attr-defined]  # for the next test
 
 
@@ -370,7 +368,6 @@ def test_a_dead_worker_is_replaced_under_its_own_name(life: Life) -> None:
         node = kit.api.get({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "worker-1"}})
         assert node
         assert life.spares["spare-4"] in {entry["address"] for entry in node["status"]["addresses"]}
-    life.cli("verify")
     assert life.first.plan() == []
 
 

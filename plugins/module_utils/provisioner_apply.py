@@ -171,7 +171,11 @@ def run_units(units, dry):
     """Enable, start, restart or reload the units that need it; starting does not wait for readiness. Returns what was done."""
     names = [unit["name"] for unit in units]
     states = unit_states(names)
-    if any(state["NeedDaemonReload"] == "yes" for state in states.values()) and not dry:
+    # an error sticks, too: of a unit that systemd looked for while its file was away, say, under a process that runs on
+    if (
+        any(state["NeedDaemonReload"] == "yes" or state["LoadState"] in ("error", "bad-setting") for state in states.values())
+        and not dry
+    ):
         _run(["systemctl", "daemon-reload"])
         states = unit_states(names)
     todo = []

@@ -6,9 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from provisioner import edit, load
 from provisioner.cluster_api import ClusterApi
@@ -102,7 +101,11 @@ def unknown(name: str, cluster: Cluster, others: Collection[str] = ()) -> BadInp
 
 
 def stranger(name: str, api: ClusterApi, listed: Iterable[Member] | None) -> Node | None:
-    """A machine that only the cluster itself knows: as a Node, as a member of etcd, or both; None for none."""
+    """A machine that only the cluster itself knows: as a Node, as a member of etcd, or both; None for none.
+
+    Raises:
+        BadInput: its name or address is none that a machine of cluster.yaml could have.
+    """
     roles, address = [], ""
     node = api.get({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
     if node is not None:
@@ -116,9 +119,10 @@ def stranger(name: str, api: ClusterApi, listed: Iterable[Member] | None) -> Nod
     if not roles or not address:
         return None
     try:
+        IPv4Address(address)
         return Node(name=name, address=address, roles=tuple(roles))
-    except ValidationError:
+    except ValueError:
         raise BadInput(
-            f"{name}: no machine of this program's could have that name",
-            hint=f"`kubectl delete node {name}`, `etcdctl member remove`",
+            f"{name} ({address}): no machine of cluster.yaml can have such a name or address, so it cannot be taken out from here",
+            hint=f"take it out by hand: `kubectl delete node {name}`, `etcdctl member remove`",
         ) from None

@@ -69,7 +69,7 @@ class KnownHosts:
                 content = self._read()
                 if content and not content.endswith("\n"):
                     content += "\n"
-                write_atomic(self.path, content + line)
+                self._write(content + line)
         except OSError as error:
             raise ProvisionerError(
                 f"{self.path}: the host key of {host} cannot be recorded: {error.strerror or error}",
@@ -85,10 +85,10 @@ class KnownHosts:
         name = name_of(host, port)
         try:
             with self._locked():
-                lines = self._read().splitlines(keepends=True)
+                lines = self._read().split("\n")
                 kept = [line for line in lines if not _names_only(line, name)]
                 if kept != lines:
-                    write_atomic(self.path, "".join(kept))
+                    self._write("\n".join(kept))
         except OSError as error:
             raise ProvisionerError(
                 f"{self.path}: the host key of {host} cannot be dropped: {error.strerror or error}",
@@ -107,10 +107,14 @@ class KnownHosts:
             os.close(handle)
 
     def _read(self) -> str:
+        # byte by byte as it is: comments may be in any encoding, and lines end in any way
         try:
-            return self.path.read_text(encoding="utf-8", errors="surrogateescape")
+            return self.path.read_bytes().decode("utf-8", "surrogateescape")
         except FileNotFoundError:
             return ""
+
+    def _write(self, content: str) -> None:
+        write_atomic(self.path, content.encode("utf-8", "surrogateescape"))
 
     def _entries(self) -> Iterator[tuple[list[str], HostKey]]:
         try:
@@ -119,7 +123,7 @@ class KnownHosts:
             raise ProvisionerError(
                 f"{self.path}: cannot be read: {error.strerror or error}", hint="make it a file this user may read"
             ) from error
-        for line in content.splitlines():
+        for line in content.split("\n"):
             fields = line.split()
             if len(fields) >= 3 and not fields[0].startswith(("#", "@")):
                 yield fields[0].split(","), HostKey(fields[1], fields[2])
@@ -127,7 +131,9 @@ class KnownHosts:
 
 def _names_only(line: str, name: str) -> bool:
     fields = line.split()
-    return len(fields) >= 3 and not fields[0].startswith(("#", "@")) and [one.lower() for one in fields[0].split(",")] == [name]
+    if len(fields) < 3 or fields[0].startswith(("#", "@")):
+        return False
+    return fields[0].lower() == name or (fields[0].startswith("|1|") and _matches_hashed(name, fields[0]))
 
 
 def _matches(name: str, patterns: list[str]) -> bool:

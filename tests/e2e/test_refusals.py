@@ -81,12 +81,13 @@ def case(bare: Real, tmp_path: Path) -> Case:
 # -- the machine ------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_machine_that_is_not_there(case: Case) -> None:
+def test_a_control_plane_that_is_not_there(case: Case) -> None:
+    """Of a new cluster; a worker would be set aside (test_nodes.py)."""
     nobody = str(next(iter(case.bare.cluster.nodes)).ip).rsplit(".", 1)[0] + ".200"
-    case.edit(lambda text: f"{text}\n  - {{name: worker-9, address: {nobody}, roles: [worker]}}\n")
+    case.edit(lambda text: f"{text}\n  - {{name: cp-9, address: {nobody}, roles: [control-plane]}}\n")
     with (case.root / "known_hosts").open("a") as known:
         known.write(f"{nobody} {(case.root / 'known_hosts').read_text().split(' ', 1)[1]}")
-    case.refused(4, "1 problem on worker-9; nothing was changed", nobody, "worker-9: ")
+    case.refused(4, "1 problem on cp-9; nothing was changed", nobody, "cp-9: ")
 
 
 def test_a_key_that_the_machine_does_not_know(case: Case) -> None:

@@ -102,7 +102,7 @@ def test_the_next_apply_converges(site: Site, record: Record, number: int) -> No
         struck = BLOWS[choice.blow](site, driver, choice.chance)
         fallen = time.monotonic()
         about = f"seed {SEED}, round {number}: {choice.scenario}, {choice}, in {moment.phase or 'no phase'}: {struck.what}"
-        print(f"{about}: exit {struck.code}, {struck.left} processes left\n{driver.output}")
+        print(f"{about}: exit {struck.code}, alive still: {list(struck.left)}\n{driver.output}")
     wrong = [] if struck.code in struck.codes else [f"exit code {struck.code}, not one of {struck.codes}"]
     wrong += [f"exit code {struck.code}, though nothing had happened to it"] if moment.missed and struck.code else []
     wrong += ["a traceback"] if "Traceback" in driver.output else []

@@ -26,14 +26,14 @@ class Struck:
         code: the driver's exit code.
         codes: those that it may have.
         attempts: how many times `apply` may be typed until it ends with 0.
-        left: processes of Ansible that outlived the driver.
+        left: command lines of what outlived the driver.
     """
 
     what: str
     code: int
     codes: tuple[int, ...]
     attempts: int = 1
-    left: int = 0
+    left: tuple[str, ...] = ()
 
 
 def everything(site: Site, driver: Driver, _chance: random.Random) -> Struck:
@@ -48,8 +48,8 @@ def driver_alone(site: Site, driver: Driver, chance: random.Random) -> Struck:
     driver.process.kill()
     code = driver.end()
     time.sleep(chance.choice((0.0, 0.0, 1.0)))
-    left = site.processes()
-    return Struck("SIGKILL for the driver alone", code, (-signal.SIGKILL, 0), left=len(left))
+    left = tuple(" ".join(line.split()[:3])[:100] for line in site.processes().values())
+    return Struck("SIGKILL for the driver alone", code, (-signal.SIGKILL, 0), left=left)
 
 
 def ctrl_c(_site: Site, driver: Driver, _chance: random.Random) -> Struck:

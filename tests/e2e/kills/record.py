@@ -22,6 +22,7 @@ class Round:
         phase: what the driver was doing when the blow fell; empty for nothing.
         missed: it was through already.
         code: its exit code.
+        left: what outlived the driver.
         attempts: runs of `apply` until one ended with 0.
         converged: seconds from the blow until then, without the time that machines took to answer again.
         wrong: what did not hold; empty where the round has passed.
@@ -34,7 +35,7 @@ class Round:
     blow: str
     missed: bool
     code: int
-    left: int
+    left: tuple[str, ...]
     attempts: int
     converged: float
     seconds: float

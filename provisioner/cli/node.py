@@ -184,6 +184,7 @@ def remove(  # noqa: PLR0917
     from provisioner.lifecycle import nodes  # noqa: PLC0415
 
     loaded, workspace = open_cluster(cluster)
+    names = list(dict.fromkeys(names))
     here = {node.name: node for node in loaded.nodes}
     known = registry.read(workspace)
     for name in names:
@@ -238,6 +239,7 @@ def replace_node(  # noqa: PLR0917
     loaded, workspace = open_cluster(cluster)
     if name not in {node.name for node in loaded.nodes}:
         raise nodes.unknown(name, loaded)
+    new_name = None if new_name == name else new_name
     if new_name and not address:
         raise BadInput("a machine with another name has an address of its own", hint="add `--address ADDRESS`")
     old = loaded.node(name)

@@ -241,9 +241,9 @@ def test_a_look_leaves_the_workspace_as_it_was(cluster: Cluster, workspace: Work
         with workspace.untouched() as copy:
             places.append(copy.pki.parent)
             assert stat.S_IMODE(places[0].stat().st_mode) == 0o700
-            assert copy.was_used is used, "whether there is a cluster does not change by looking"
             made = pki.ensure(cluster, copy.pki, now=NOW)
             write_kubeconfigs(cluster, copy, made)
+            assert copy.was_used is used, "whether there is a cluster does not change by looking"
             copy.rendered.mkdir(exist_ok=True)
             quarantine.begin(copy.rendered)
             assert len(list((copy.pki / "nodes").iterdir())) == len(cluster.nodes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 
@@ -59,6 +60,7 @@ def look_before(questions):
         "interfaces": [name for name in questions["interfaces"] if name in interfaces],
         "nft_tables": nft_tables(),
         "nft_chains": nft_chains(),
+        "chains": iptables_chains(questions["chains"]),
     }
 
 
@@ -125,9 +127,46 @@ def nft_chains():
     return found
 
 
+def iptables_programs():
+    """Those that tell what rules there are: of each family and each of the two kernel interfaces that are in use.
+
+    The older interface makes its tables when it is asked for them, so it is asked only where it has some.
+    """
+    found = []
+    for family in ("iptables", "ip6tables"):
+        nft = family + "-nft-save"
+        plain = family + "-save"
+        if shutil.which(nft):
+            found.append(nft)
+        elif shutil.which(plain):
+            found.append(plain)
+        names = "/proc/net/%s_names" % ("ip_tables" if family == "iptables" else "ip6_tables")
+        if read_lines(names) and shutil.which(family + "-legacy-save"):
+            found.append(family + "-legacy-save")
+    return found
+
+
+def iptables_chains(prefixes):
+    """Chains whose names begin like ours, by the program that tells of them: {"iptables-nft-save": ["nat KUBE-SERVICES"]}."""
+    found = {}
+    for program in iptables_programs():
+        table, chains = "", []
+        for line in (_output(program) or "").splitlines():
+            if line.startswith("*"):
+                table = line[1:].strip()
+            elif line.startswith(":") and line[1:].startswith(tuple(prefixes)):
+                chains.append("%s %s" % (table, line[1:].split()[0]))
+        found[program] = chains
+    return found
+
+
 def _nft(what):
+    return _output("nft", "list", what)
+
+
+def _output(*command):
     try:
-        done = subprocess.run(["nft", "list", what], check=False, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return None if done.returncode else done.stdout

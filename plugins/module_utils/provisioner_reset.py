@@ -17,9 +17,11 @@ import subprocess
 import time
 
 from ansible.module_utils import provisioner_reset_disk as disk
+from ansible.module_utils import provisioner_reset_filters as filters
 from ansible.module_utils import provisioner_reset_network as network
 from ansible.module_utils import provisioner_reset_running as running
 from ansible.module_utils.provisioner_before import BEFORE, read_before
+from ansible.module_utils.provisioner_reset_pods import Pods
 
 # The order: nothing runs any more before its mounts go, nothing is mounted below what is deleted. Certificates of a CA tell
 # whose a machine is that has lost its marker.
@@ -32,7 +34,7 @@ ASPECTS = (
     ("interfaces", network.find_interfaces, network.remove_interfaces),
     ("routes", network.find_routes, network.remove_routes),
     ("addresses", network.find_addresses, network.remove_addresses),
-    ("packet filter", network.find_filters, network.remove_filters),
+    ("packet filter", filters.find_filters, filters.remove_filters),
     ("cgroups", running.find_cgroups, running.remove_cgroups),
     ("files", disk.find_files, disk.remove_files),
     ("data", disk.find_data, disk.remove_data),
@@ -71,11 +73,28 @@ class Machine:
         self.foreign = [part for part in footprint["parts"] if any(running.is_foreign(unit) for unit in part["units"])]
         for part in self.foreign:
             self.note("%s: the unit of that name is not ours, and neither is what belongs to it" % part["role"])
+        for part in self.parts:
+            if running.makes_mounts_for_others(self, part):
+                self.foreign.append(part)
+                self.note("%s: nothing of ours is installed, and what is mounted there is somebody else's" % part["role"])
+        if not self.has_pods:
+            self.note("there are no pods of ours here: their interfaces, rules and control groups are somebody else's, and stay")
+        # looked at before anything is removed: the evidence goes, and the last look needs it too
+        self.pods = Pods(self)
 
     @property
     def parts(self):
         """Parts that are ours; where somebody else's unit has the name of ours, the whole part is taken for theirs."""
         return [part for part in self.footprint["parts"] if part not in self.foreign]
+
+    def is_ours(self, role):
+        """Whether what belongs to a role is ours, where it is there."""
+        return not any(part["role"] == role for part in self.foreign)
+
+    @property
+    def has_pods(self):
+        """Whether pods that are here may be ours."""
+        return all(self.is_ours(role) for role in self.footprint["pods"])
 
     def was(self, kind):
         """What of a kind was there before us; empty where nobody has written it down."""

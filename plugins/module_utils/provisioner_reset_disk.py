@@ -14,6 +14,7 @@ import re
 import stat
 
 from ansible.module_utils.provisioner_before import BEFORE, mount_points, read_lines, read_sysctl, sysctl_path
+from ansible.module_utils.provisioner_reset_running import others_mounts
 
 # sysusers.d gives them this; a user of the same name without it is somebody's own.
 USER_TITLE = "Kubernetes component"
@@ -66,19 +67,29 @@ def remove_files(machine, items):
 
 def find_data(machine):
     """Data directories, or the entries of one that was there before us or is a mount point."""
-    found = []
-    points = set(mount_points())
+    found = machine.pods.results()
+    points, others = set(mount_points()), others_mounts(machine)
     for part in machine.parts:
         for path in part["data"]:
             if not os.path.lexists(path):
                 continue
             if _stays(machine, path, points):
-                found += [os.path.join(path, name) for name in _entries(machine, path, points)]
+                for name in _entries(machine, path, points):
+                    found += _around(os.path.join(path, name), others)
                 if _wrong_mode(machine, path):
                     found.append(path)
             else:
-                found.append(path)
+                found += _around(path, others)
     return found
+
+
+def _around(path, others):
+    """The path; where somebody has mounted something below it, all that is beside that."""
+    if path in others:
+        return []
+    if not any(point.startswith(path + "/") for point in others):
+        return [path]
+    return [item for name in sorted(os.listdir(path)) for item in _around(os.path.join(path, name), others)]
 
 
 def _stays(machine, path, points):
@@ -99,8 +110,12 @@ def _entries(machine, path, points):
 
 def remove_data(machine, items):
     """Delete trees, never across a mount point."""
+    # a namespace or a chain that could not be removed is ours by this proof only, for the next run too
+    proofs = machine.pods.results() if any(item.startswith(("/run/netns/", "ip", "nft ")) for item in machine.why) else ()
     for path in items:
-        if path in machine.was("directories"):
+        if path in proofs:
+            machine.failed(path, "kept, for it proves whose the network is that could not be removed")
+        elif path in machine.was("directories"):
             _restore_mode(machine, path)
         else:
             delete_tree(machine, path)

@@ -26,6 +26,7 @@ HASH = b"PROVISIONER_HASH="
 GRACE_SECONDS = 10
 CONTAINER_GRACE_SECONDS = 5
 KILL_SECONDS = 10
+CONTAINERD_ROOT = "/var/lib/containerd"
 
 
 # -- units ------------------------------------------------------------------------------------------------------------------------
@@ -90,7 +91,7 @@ def _carries_hash(pid):
 
 def find_units(machine):
     """Units of ours that run, or are about to. And the slice of the pods, where systemd keeps their groups."""
-    names = [*_units(machine), PODS]
+    names = [*_units(machine), *([PODS] if machine.has_pods else [])]
     states = _states(machine, names)
     resting = ("inactive", "failed", None)
     return [
@@ -143,7 +144,12 @@ def _places(machine):
 
 def find_unit_files(machine):
     """Their files, the links that enable them, drop-ins; and units that systemd still remembers as failed."""
-    found = [path for path in _places(machine) if os.path.lexists(path) and path not in machine.was("files")]
+    found = []
+    for path in (path for path in _places(machine) if os.path.lexists(path)):
+        if path in machine.was("files"):
+            machine.note("%s was there before us, and stays%s" % (path, ", with our content" if SIGN in _head(path) else ""))
+        else:
+            found.append(path)
     names = _units(machine)
     failed = [name for name, state in _states(machine, names).items() if state.get("ActiveState") == "failed"]
     return found + ["%s (failed)" % name for name in failed if _is_ours(name, {"FragmentPath": ""})]
@@ -179,7 +185,8 @@ def _prefix():
 
 def _processes(machine):
     """(pid, kind) of every process of ours: "container", "shim", or "unit"."""
-    prefix, groups = _prefix(), machine.footprint["cgroups"]
+    prefix, groups = _prefix(), machine.footprint["cgroups"] if machine.has_pods else ()
+    shims = machine.is_ours("containerd")
     units = {"/system.slice/" + unit for unit in _units(machine)}
     found = []
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
@@ -187,7 +194,7 @@ def _processes(machine):
             continue
         paths = [line.split(":", 2)[2] for line in read_lines("/proc/%d/cgroup" % pid)]
         paths = [path[len(prefix) :] for path in paths if path.startswith(prefix)]
-        if _is_shim(machine, pid):
+        if shims and _is_shim(machine, pid):
             found.append((pid, "shim"))
         elif any(path.startswith("/%s/" % group) for path in paths for group in groups):
             found.append((pid, "container"))
@@ -252,7 +259,7 @@ def _end(machine, kinds, grace):
 
 def _thaw(machine):
     """A paused container takes no signal."""
-    for path in _group_directories(machine):
+    for path in find_cgroups(machine):
         for directory, _, names in os.walk(path):
             for name, value in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
                 if name in names:
@@ -264,10 +271,58 @@ def _thaw(machine):
 
 
 def find_mounts(machine):
-    """Mounts below our data directories, the youngest first: volumes of pods, root filesystems of containers."""
+    """Volumes of our pods and root filesystems of our containers, the youngest first."""
+    found, _ = _mounts(machine)
+    return list(reversed(found))
+
+
+def others_mounts(machine):
+    """What else is mounted below our data directories, and stays with all that is in it."""
+    _, others = _mounts(machine)
+    ours = [path for part in machine.parts for path in part["data"]]
+    for point in (point for point in others if below(point, ours)):
+        machine.note("the mount %s is not one of our containers', and stays" % point)
+    return others
+
+
+def _mounts(machine):
+    """(ours, others'): by the part that makes mounts at such a place."""
     known = set(machine.was("mounts"))
-    points = [point for point in mount_points() if below(point, machine.footprint["mounts"]) and point not in known]
-    return list(reversed(list(dict.fromkeys(points))))
+    points = list(dict.fromkeys(point for point in mount_points() if below(point, machine.footprint["mounts"])))
+    patterns = [pattern for part in machine.parts for pattern in part["mounts"]]
+    strange = _of_another_containerd()
+    ours = [
+        point
+        for point in points
+        if point not in known and point not in strange and any(re.fullmatch(pattern, point) for pattern in patterns)
+    ]
+    return ours, [point for point in points if point not in ours]
+
+
+def _of_another_containerd():
+    """Root filesystems that are put together from layers of a containerd with another data directory than ours has."""
+    found = set()
+    for line in read_lines("/proc/self/mountinfo"):
+        left, _, right = line.partition(" - ")
+        root, point = left.split()[3:5]
+        upper = re.search(r"[ ,]upperdir=(/[^,\s]+)", right)
+        # a bind mount out of a machine's own root filesystem looks like that too, but for its root
+        if root == "/" and point.endswith("/rootfs") and upper and not upper[1].startswith(CONTAINERD_ROOT + "/"):
+            found.add(point)
+    return found
+
+
+def makes_mounts_for_others(machine, part):
+    """Whether mounts are at the part's places, and nothing of the part is on this machine: somebody else's daemon has made them.
+
+    A k3s has a kubelet with the data directory of ours, and no unit of its name.
+    """
+    if not any(re.fullmatch(pattern, point) for pattern in part["mounts"] for point in mount_points()):
+        return False
+    existed = machine.was("files")
+    if any(os.path.lexists(path) and (path not in existed or SIGN in _head(path)) for path in part["files"]):
+        return False
+    return not any(_carries_hash(int(state.get("MainPID") or 0)) for state in _states(machine, part["units"]).values())
 
 
 def remove_mounts(machine, items):
@@ -296,7 +351,7 @@ def _group_directories(machine):
 
 def find_cgroups(machine):
     """Groups of pods."""
-    return _group_directories(machine)
+    return _group_directories(machine) if machine.has_pods else []
 
 
 def remove_cgroups(machine, items):

@@ -17,6 +17,9 @@ from provisioner.pki.specs import CERTIFICATES, Holder, Pair
 from provisioner.render.layout import ROLES, UNITS, binary_path
 from provisioner.render.templates import role_defaults
 
+# The name of our network in its CNI configuration, and where plugins and runtimes remember whom they have plugged in.
+CNI_NETWORK = "flannel"
+CNI_CACHE = "/var/lib/cni"
 BOOTSTRAP_KUBECONFIG = "/etc/kubernetes/kubelet/bootstrap.kubeconfig"
 MARKER = "/etc/provisioner/cluster.json"
 
@@ -43,16 +46,27 @@ _DATA: Mapping[str, tuple[str, ...]] = {
     "kube_apiserver": ("/var/log/kube-apiserver",),
     "vip": ("/run/provisioner-vip",),
     "kubelet": ("/var/lib/kubelet", "/var/log/pods", "/var/log/containers"),
-    "network": ("/run/flannel", "/var/lib/cni"),
+    "network": ("/run/flannel", f"{CNI_CACHE}/networks/{CNI_NETWORK}"),
 }
 # Directories that components make and others may put something into: they go where nothing is in them.
 _SHARED_DIRECTORIES = (
     *("/opt/containerd/bin", "/opt/containerd/lib"),
     "/usr/libexec/kubernetes/kubelet-plugins/volume/exec",
+    f"{CNI_CACHE}/results",
     "/run/netns",
 )
-# Of which the mounts below go: volumes of pods, root filesystems of containers.
+# Directories below which a mount may be one of ours.
 _MOUNTS = ("/var/lib/kubelet", "/var/lib/containerd", "/run/containerd")
+# Which of them are, by the daemon that makes them: volumes of pods; root filesystems of containers. What is mounted at another
+# place below these directories is somebody's own.
+_MADE: Mapping[str, tuple[str, ...]] = {
+    "kubelet": (r"/var/lib/kubelet/(pods|plugins)/[^/]+/.+",),
+    "containerd": (
+        r"/run/containerd/io\.containerd\.[^/]+/.+",
+        r"/var/lib/containerd/io\.containerd\.[^/]+/.+",
+        r"/var/lib/containerd/tmpmounts/containerd-mount[^/]+",
+    ),
+}
 
 # What components set besides the role base, with the value where it is always the same. kubelet:
 # https://kubernetes.io/docs/reference/command-line-tools-reference/kubelet/ (--protect-kernel-defaults); kube-proxy: conntrack
@@ -75,12 +89,16 @@ _SYSCTLS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One role's: its units, the files it may ever have (binaries and keys among them), and its data directories."""
+    """One role's: its units, the files it may ever have (binaries and keys among them), its data directories, and its mounts.
+
+    Mounts are regular expressions of mount points.
+    """
 
     role: str
     units: tuple[str, ...]
     files: tuple[str, ...]
     data: tuple[str, ...]
+    mounts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +109,9 @@ class Footprint:
         parts: what belongs to one role each; where a unit of that name is somebody else's, all of it is.
         directories: every directory above one of our files, and those that components make: each goes where it is empty and
             was not there before us.
-        mounts: directories of which all mounts below are ours.
+        mounts: directories below which a mount may be ours; the parts tell which of them are.
+        pods: the parts without which there are no pods of ours. Where one of them is somebody else's, so is what pods leave in
+            the kernel: interfaces, namespaces, rules, control groups.
         users: system users, by name.
         sysctls: kernel parameters and the value that they get from us; "" where that depends.
         modules: kernel modules.
@@ -99,7 +119,11 @@ class Footprint:
         pod_cidr: routes to parts of it, through other machines, are flannel's.
         addresses: virtual addresses that the machine may hold.
         nft_tables: (family, name) of tables.
-        chains: beginnings of names of chains of iptables.
+        chains: beginnings of names of chains of iptables. Of those that the CNI plugins make, for whoever calls them, only the
+            ones of our pods.
+        cni_network: the name of our network.
+        cni_cache: where it is written down which container is in which network.
+        cni_tables: (family, name) of tables that the CNI plugins make, for whoever calls them.
         cgroups: names of groups at the root of each hierarchy.
         shim: the program that a container's parent runs, and the socket of the containerd it belongs to.
     """
@@ -110,6 +134,7 @@ class Footprint:
     users: tuple[str, ...]
     sysctls: Mapping[str, str]
     modules: tuple[str, ...]
+    pods: tuple[str, ...] = ("containerd", "kubelet")
     marker: str = MARKER
     interfaces: tuple[str, ...] = ("cni0", "flannel.1")
     pod_cidr: str = ""
@@ -117,9 +142,11 @@ class Footprint:
     nft_tables: tuple[tuple[str, str], ...] = (
         *(("ip", "kube-proxy"), ("ip6", "kube-proxy")),
         *(("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6")),
-        *(("ip", "cni_hostport"), ("ip6", "cni_hostport")),
     )
+    cni_tables: tuple[tuple[str, str], ...] = (("ip", "cni_hostport"), ("ip6", "cni_hostport"))
     chains: tuple[str, ...] = ("KUBE-", "FLANNEL-", "CNI-")
+    cni_network: str = CNI_NETWORK
+    cni_cache: str = CNI_CACHE
     cgroups: tuple[str, ...] = ("kubepods", "kubepods.slice")
     shim: tuple[str, str] = (binary_path("containerd-shim-runc-v2"), "/run/containerd/containerd.sock")
 
@@ -167,7 +194,9 @@ def _part(name: str) -> Part:
             stem = f"{place.directory}/{place.stem}" if isinstance(place, Pair) else ""
             files += [f"{stem}.crt", f"{stem}.key"] if isinstance(place, Pair) else [place.path]
     files += _FILES.get(name, ())
-    return Part(name, tuple(unit.name for unit in role.units), tuple(dict.fromkeys(files)), _DATA.get(name, ()))
+    return Part(
+        name, tuple(unit.name for unit in role.units), tuple(dict.fromkeys(files)), _DATA.get(name, ()), _MADE.get(name, ())
+    )
 
 
 def _directories(parts: Iterable[Part]) -> tuple[str, ...]:
@@ -190,10 +219,11 @@ def questions(cluster_id: str) -> dict[str, object]:
         ],
         "directories": list(whole.directories),
         # directories whose content is told, for theirs goes but for what was in them before
-        "listed": [*(path for part in whole.parts for path in part.data), "/run/netns"],
+        "listed": [*(path for part in whole.parts for path in part.data), f"{CNI_CACHE}/results", "/run/netns"],
         "mounts": list(whole.mounts),
         "users": list(whole.users),
         "sysctls": list(whole.sysctls),
         "modules": list(whole.modules),
         "interfaces": list(whole.interfaces),
+        "chains": list(whole.chains),
     }

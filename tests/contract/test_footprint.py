@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from provisioner.desired import HostState
 from provisioner.render import ROLES, HostContext, render_host
 from provisioner.render.footprint import everything, footprint_of, questions
 from provisioner.render.machine import IMAGE_DIR
+from provisioner.share import ROLES as ROLE_FILES
 
 MakeCluster = Callable[..., Cluster]
 MakeHost = Callable[..., HostContext]
@@ -73,6 +75,30 @@ def test_nothing_of_the_system_is_taken_for_a_data_directory() -> None:
             assert path not in everything().directories, f"{path} holds files of other parts"
 
 
+def test_mounts_are_a_parts_and_not_whatever_is_mounted_there() -> None:
+    whole = everything()
+    patterns = [pattern for part in whole.parts for pattern in part.mounts]
+    made = (
+        "/var/lib/kubelet/pods/1/volumes/kubernetes.io~projected/token",
+        "/var/lib/kubelet/plugins/kubernetes.io/csi/driver/1/globalmount",
+        "/run/containerd/io.containerd.runtime.v2.task/k8s.io/1/rootfs",
+        "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/1/shm",
+        "/var/lib/containerd/tmpmounts/containerd-mount1",
+    )
+    own = ("/var/lib/kubelet/pods", "/var/lib/kubelet/mine", "/run/containerd/mine", "/var/lib/containerd/io.containerd.content.v1")
+    for point in made:
+        assert any(re.fullmatch(pattern, point) for pattern in patterns), point
+        assert point.startswith(tuple(f"{path}/" for path in whole.mounts))
+    for point in own:
+        assert not any(re.fullmatch(pattern, point) for pattern in patterns), point
+    assert set(whole.pods) <= {part.role for part in whole.parts if part.mounts}
+
+
+def test_the_networks_name_is_that_of_its_configuration() -> None:
+    text = (ROLE_FILES / "network/templates/usr/local/lib/provisioner/write-cni-config.j2").read_text()
+    assert f'"name": "{everything().cni_network}",' in text
+
+
 def test_what_depends_on_the_cluster(make_cluster: MakeCluster) -> None:
     found = footprint_of(make_cluster())
     assert found.pod_cidr == "10.244.0.0/16"
@@ -88,3 +114,4 @@ def test_a_machine_is_asked_for_all_of_it_before_the_first_change(state: HostSta
     assert isinstance(files, list)
     assert {path for part in whole.parts for path in part.files} <= set(files)
     assert asked["sysctls"] == list(whole.sysctls)
+    assert asked["chains"] == list(whole.chains)

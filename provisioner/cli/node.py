@@ -127,11 +127,6 @@ def add(  # noqa: PLR0917 - options, each given by name on the command line
 
     loaded, workspace = open_cluster(cluster)
     text = workspace.cluster_file.read_text()
-    if not workspace.was_used:
-        raise BadInput(
-            f"{workspace.root}: no cluster was built from here yet",
-            hint="write the machine into cluster.yaml; `provisioner apply` builds it",
-        )
     given = {
         "address": address,
         "clusterAddress": cluster_address,
@@ -285,6 +280,11 @@ def replace_node(  # noqa: PLR0917
 def _run(request: _Request, *, skip_verify: bool) -> None:
     from provisioner import phases, steps  # noqa: PLC0415
 
+    if not request.workspace.was_used:
+        raise BadInput(
+            f"{request.workspace.root}: no cluster was built from here yet",
+            hint="write the machine into cluster.yaml; `provisioner apply` builds the cluster",
+        )
     chosen = phases.choose(skip_verify=skip_verify)
     with open_session(request.cluster, request.workspace, request.command, deadline=request.deadline) as fresh:
         session = replace(fresh, scope=request.scope, removal=request.removal)

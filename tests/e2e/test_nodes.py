@@ -199,10 +199,10 @@ def test_what_cannot_be_added_is_refused(life: Life) -> None:
     before = life.first.workspace.cluster_file.read_text()
     for words, said in (
         (("worker-9",), "no address is given"),
-        (("worker-2", "--address", "10.0.0.1"), "is in"),
+        (("worker-2", "--address", "nowhere.invalid"), "is in"),
         (("worker-9", "--address", life.spares["spare-1"]), "address"),
-        (("Worker_9", "--address", "10.0.0.1"), "name"),
-        (("worker-9", "--address", "10.0.0.1", "--label", "nonsense"), "KEY=VALUE"),
+        (("Worker_9", "--address", "nowhere.invalid"), "name"),
+        (("worker-9", "--address", "nowhere.invalid", "--label", "nonsense"), "KEY=VALUE"),
     ):
         done = life.cli("node", "add", *words, "--yes", code=3)
         assert said in done.stderr, done.stderr

@@ -44,7 +44,8 @@ def build(site: Site, _chance: random.Random) -> None:
 def drift(site: Site, chance: random.Random) -> None:
     """On every machine files and binaries are gone and units are stopped; some of the cluster's objects are deleted."""
     with site.api() as (cluster, connections, _, api):
-        for obj in chance.sample(OBJECTS, 2):
+        # the binding last: without it nothing more may be deleted
+        for obj in sorted(chance.sample(OBJECTS, 2), key=lambda found: found["kind"] == "ClusterRoleBinding"):
             api.delete(obj)
         for node in cluster.nodes:
             plane = node.has(Role.CONTROL_PLANE)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -286,13 +287,32 @@ def _run(request: _Request, *, skip_verify: bool) -> None:
             hint="write the machine into cluster.yaml; `provisioner apply` builds the cluster",
         )
     chosen = phases.choose(skip_verify=skip_verify)
-    with open_session(request.cluster, request.workspace, request.command, deadline=request.deadline) as fresh:
+    with (
+        _undone(request),
+        open_session(request.cluster, request.workspace, request.command, deadline=request.deadline) as fresh,
+    ):
         session = replace(fresh, scope=request.scope, removal=request.removal)
         done, changed = converge(session, chosen, yes=request.yes, before=request.write, quiet=request.as_json)
         if request.quiet:
             steps.refuse_incomplete(done)
         else:
             report(done, changed=changed, as_json=request.as_json)
+
+
+@contextlib.contextmanager
+def _undone(request: _Request) -> Iterator[None]:
+    """Keys that were made for a look at a machine go again where the run ended before cluster.yaml was written."""
+    from provisioner import load, pki  # noqa: PLC0415
+
+    path = request.workspace.cluster_file
+    try:
+        yield
+    except BaseException:
+        before = load.parse(request.read, path, exists=True).cluster
+        if request.edited is not None and before is not None and path.read_text() == request.read:
+            for name in {node.name for node in request.cluster.nodes} - {node.name for node in before.nodes}:
+                pki.drop(request.workspace.pki, name)
+        raise
 
 
 def _removal(workspace: Workspace, gone: tuple[Node, ...], seconds: float, *, unreachable: bool, force: bool) -> Removal:

@@ -407,7 +407,7 @@ def test_one_control_plane_becomes_three_and_one_again(
 
 def applied_under_load(small: Real, change: Callable[[str], str], what: str, record: Record) -> None:
     """cluster.yaml changed and applied, while writers and a client of a Service go on."""
-    with Kit.of(small) as drill:
+    with Kit.of(replace(small, cluster=load_cluster(small.workspace.cluster_file))) as drill:
         drill.deploy()
         with drill.load(WRITER) as load:
             load.wait_for_acknowledgements(20)

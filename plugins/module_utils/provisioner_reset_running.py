@@ -338,25 +338,26 @@ def remove_mounts(machine, items):
 # -- control groups ---------------------------------------------------------------------------------------------------------------
 
 
-def _group_directories(machine):
-    """The groups of pods in every hierarchy that is mounted here."""
+def find_cgroups(machine):
+    """Groups of pods and of our units, in every hierarchy that is mounted here.
+
+    systemd removes a unit's group with the unit, but where it is not told that the group has become empty: in a container on
+    cgroup v1, when the last process outlived its unit.
+    """
+    groups = [*(machine.footprint["cgroups"] if machine.has_pods else ()), *("system.slice/" + unit for unit in _units(machine))]
     prefix, found = _prefix(), []
     for line in read_lines("/proc/self/mountinfo"):
         left, _, right = line.partition(" - ")
         if re.match(r"cgroup2?\b", right):
             point = left.split()[4]
-            found += [os.path.join(point + prefix, name) for name in machine.footprint["cgroups"]]
+            found += [os.path.join(point + prefix, name) for name in groups]
     return [path for path in dict.fromkeys(found) if os.path.isdir(path)]
-
-
-def find_cgroups(machine):
-    """Groups of pods."""
-    return _group_directories(machine) if machine.has_pods else []
 
 
 def remove_cgroups(machine, items):
     """From the leaves up; a group is busy until the kernel is done with its last process."""
-    machine.run("systemctl", "stop", PODS)
+    if machine.has_pods:
+        machine.run("systemctl", "stop", PODS)
 
     def gone():
         for path in items:

@@ -79,6 +79,8 @@ mount -t tmpfs tmpfs /var/lib/kubelet/pods/1/volumes/secret
 echo precious >/srv/precious/file
 mount --bind /srv/precious /var/lib/kubelet/pods/1/volumes/bound
 for group in /sys/fs/cgroup/pids /sys/fs/cgroup/systemd; do mkdir -p $group/kubepods/burstable/pod1/c1; done
+# what systemd was not told of
+mkdir -p /sys/fs/cgroup/systemd/system.slice/containerd.service
 setsid sh -c 'trap "" TERM; while :; do sleep 1; done' >/dev/null 2>&1 </dev/null &
 for group in /sys/fs/cgroup/pids /sys/fs/cgroup/systemd; do echo $! >$group/kubepods/burstable/pod1/c1/cgroup.procs; done
 cp /bin/sleep /usr/local/bin/containerd-shim-runc-v2

@@ -46,7 +46,7 @@ class Session:
     ``log`` is this run's own directory, ``sockets`` the one of SSH's control sockets. ``joining`` are machines that join the
     running etcd cluster; ``leaving`` those that are in cluster.yaml no more; ``set_aside`` those that do not answer or have
     failed, with the reason: the others go on without them. ``scope`` names the machines that this run is about; None for all.
-    ``running``: the cluster serves already.
+    ``only_looks``: nothing at all may be written on a machine, not even what was learned of it.
     """
 
     cluster: Cluster
@@ -68,7 +68,7 @@ class Session:
     removal: Removal = field(default_factory=Removal)
     set_aside: Mapping[str, ProvisionerError] = field(default_factory=dict)
     scope: frozenset[str] | None = None
-    running: bool = False
+    only_looks: bool = False
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -114,8 +114,7 @@ def look(session: Session) -> Session:
         # a cluster that runs goes on without a dead machine; a new one is not built without one of its control planes
         if node.name in unreachable and session.scope is None and (running or not is_vital(node))
     }
-    refused = {name: error for name, error in unreachable.items() if name not in aside and session.concerns(name)}
-    refused = {name: error for name, error in refused.items() if name not in {node.name for node in gone}}
+    refused = {node.name: unreachable[node.name] for node in session.nodes if node.name in unreachable.keys() - aside.keys()}
     problems = preflight.check(session.cluster, facts, refused, cluster_id=cluster_id, known=known)
     if running and session.scope is None:
         aside |= _unfit_workers(session, problems)
@@ -125,7 +124,7 @@ def look(session: Session) -> Session:
     for problem in problems:
         if problem.severity == "warning" and problem.host not in aside:
             session.display.say(f"warning: {problem.host}: {problem.message}")
-    return replace(session, facts=facts, set_aside={**session.set_aside, **aside}, leaving=leaving, running=running)
+    return replace(session, facts=facts, set_aside={**session.set_aside, **aside}, leaving=leaving)
 
 
 def _unfit_workers(session: Session, problems: Iterable[preflight.Problem]) -> dict[str, ProvisionerError]:
@@ -207,6 +206,17 @@ def render(session: Session) -> Session:
     for state in states.values():
         save_host(session.workspace.rendered, state)
     return replace(session, states=states)
+
+
+def adopt(session: Session, workspace: Workspace) -> Session:
+    """Take over what a look has computed in a scratch copy of a workspace: keys, kubeconfigs, desired states."""
+    pki.adopt(session.workspace.pki, workspace.pki)
+    write_kubeconfigs(session.cluster, workspace, session.the_pki())
+    workspace.rendered.mkdir(mode=0o700, parents=True, exist_ok=True)
+    quarantine.begin(workspace.rendered)
+    for path in session.workspace.rendered.iterdir():
+        path.replace(workspace.rendered / path.name)
+    return replace(session, workspace=workspace)
 
 
 def with_tokens(session: Session, nodes: Iterable[str]) -> Session:

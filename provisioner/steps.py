@@ -57,7 +57,7 @@ def _with_actual(session: Session) -> Session:
     """The session with the actual state of its machines; a worker whose state cannot be read is set aside."""
     if not session.states:
         return session
-    tally = play(session, ("state",), check=session.workspace.scratch is not None)
+    tally = play(session, ("state",), check=session.only_looks)
     refuse_failures(tally, session)
     session = plays.set_aside(session, tally.aside.values())
     states = {name: state for name, state in session.states.items() if name not in session.set_aside}

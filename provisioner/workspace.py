@@ -66,7 +66,7 @@ class Workspace:
 
     root: Path
     cluster_file: Path
-    # where a look that changes nothing writes what it computes: see ``untouched``
+    # where a look writes what it computes: see ``untouched``
     scratch: Path | None = None
 
     @property
@@ -167,8 +167,8 @@ class Workspace:
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[Workspace]:
-        """This workspace with copies of its keys, for a look that must leave everything as it is: certificates that it
-        would issue, kubeconfigs, rendered files and inventories go to a directory that is gone afterwards. Under the lock only."""
+        """This workspace with copies of its keys, for a look: certificates that it issues, kubeconfigs, rendered files and
+        inventories go to a directory that is gone afterwards. ``session.adopt`` takes them over. Under the lock only."""
         self.create()
         with private_directory(self.root, ".look-") as directory:
             copy = replace(self, scratch=directory)

@@ -30,7 +30,7 @@ def plan(
     loaded, workspace = open_cluster(cluster)
     with open_session(loaded, workspace, "plan", deadline=deadline) as session, workspace.untouched() as scratch:
         session.display.plan([(phase.name, phase.title) for phase in phases.LOOK])
-        looked = phases.run(replace(session, workspace=scratch), phases.LOOK)
+        looked = phases.run(replace(session, workspace=scratch, only_looks=True), phases.LOOK)
     found = looked.plan
     if as_json:
         print_json({**found.to_json(), "setAside": aside(looked)})

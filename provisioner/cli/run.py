@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -128,24 +129,26 @@ def converge(
         ProvisionerError: some phase failed; the message says how to go on.
     """
     from provisioner import members, phases, registry  # noqa: PLC0415
-    from provisioner.session import discard  # noqa: PLC0415
+    from provisioner.session import adopt, discard  # noqa: PLC0415
 
     session.display.plan([(phase.name, phase.title) for phase in phases.LOOK])
-    looked = phases.run(session, phases.LOOK)
-    if pointless := [looked.set_aside[name] for name in sorted(looked.removal.insist & looked.set_aside.keys())]:
-        raise ApplyError(f"{pointless[0].message}; nothing was changed", hint=pointless[0].hint, details=pointless[0].details)
-    phases.refuse_partial(looked, chosen)
-    if not looked.plan:
-        registry.remember(session.workspace, looked.nodes)
-        before()
-        return looked, False
-    if looked.scope is None:
-        members.refuse_quorum_loss(looked, members.listing(looked))
-    if not yes:
-        ask(looked, console if quiet else output)
+    with session.workspace.untouched() as scratch:
+        looked = phases.run(replace(session, workspace=scratch), phases.LOOK)
+        if pointless := [looked.set_aside[name] for name in sorted(looked.removal.insist & looked.set_aside.keys())]:
+            first = pointless[0]
+            raise ApplyError(f"{first.message}; nothing was changed", hint=first.hint, details=first.details)
+        phases.refuse_partial(looked, chosen)
+        if looked.plan:
+            if looked.scope is None:
+                members.refuse_quorum_loss(looked, members.listing(looked))
+            if not yes:
+                ask(looked, console if quiet else output)
+        looked = adopt(looked, session.workspace)
     # on record first: whoever is in neither file would be lost
     registry.remember(session.workspace, (*looked.nodes, *looked.removal.unrecorded))
     before()
+    if not looked.plan:
+        return looked, False
     session.display.plan([(phase.name, phase.title) for phase in chosen])
     try:
         done = phases.run(looked, chosen)

@@ -11,7 +11,7 @@
 from provisioner.pki.bundle import bundle_for
 from provisioner.pki.issue import Ca, Leaf, Lifetimes, PkiError
 from provisioner.pki.specs import CERTIFICATES, MAX_NODE_NAME, CaName, CertSpec
-from provisioner.pki.state import Issued, Pki, ServiceAccount, cluster_id, drop, ensure, read
+from provisioner.pki.state import Issued, Pki, ServiceAccount, adopt, cluster_id, drop, ensure, read
 from provisioner.pki.tokens import BootstrapToken, new_bootstrap_token
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Pki",
     "PkiError",
     "ServiceAccount",
+    "adopt",
     "bundle_for",
     "cluster_id",
     "drop",

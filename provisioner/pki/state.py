@@ -173,6 +173,24 @@ def read(directory: Path, *, now: dt.datetime) -> Pki:
     )
 
 
+def adopt(source: Path, directory: Path) -> None:
+    """Take over the PKI that was brought in line in a copy of a directory.
+
+    A run that is killed at any moment leaves what :func:`ensure` takes up: the roots are there before the first certificate.
+
+    Raises:
+        OSError: the directory cannot be used.
+    """
+    leaves = store.leaf_files(source)
+    roots = [path for path in source.iterdir() if path.is_file() and path not in leaves and not path.name.startswith(".")]
+    with store.opened(directory):
+        for paths in (roots, leaves):
+            changed = {directory / path.relative_to(source): path.read_bytes() for path in paths}
+            changed = {path: content for path, content in changed.items() if store.read(path) != content}
+            if changed:
+                store.write(changed)
+
+
 def drop(directory: Path, node: str) -> None:
     """Delete the certificates and keys of a machine that is no part of the cluster any more; harmless where there are none."""
     store.leaf_file(directory, node).unlink(missing_ok=True)

@@ -224,6 +224,8 @@ def test_nobody_to_ask(case: Case) -> None:
     """Without a terminal and without --yes nothing is changed, and the plan is shown."""
     text = case.refused(3, "nobody to ask", "--yes", command=("apply",))
     assert "Compare with what is there ok" in text
+    assert not (case.root / "pki").exists(), "not a key has been made"
+    assert not (case.root / "admin.kubeconfig").exists()
 
 
 def test_plan_and_preflight_change_nothing(case: Case) -> None:

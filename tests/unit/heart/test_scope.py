@@ -17,7 +17,7 @@ from provisioner import phases, pki, quarantine
 from provisioner.cli.common import open_cluster
 from provisioner.config import Cluster
 from provisioner.errors import BadInput, ProvisionerError
-from provisioner.session import Session, write_kubeconfigs
+from provisioner.session import Session, adopt, write_kubeconfigs
 from provisioner.ssh.known_hosts import HostKey, KnownHosts
 from provisioner.workspace import Workspace
 
@@ -262,6 +262,32 @@ def test_a_look_leaves_the_workspace_as_it_was(cluster: Cluster, workspace: Work
     assert snapshot(workspace.root) == before
     assert not places[0].exists()
     assert workspace.was_used is used
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_what_a_look_has_made_is_taken_over(session: Session, cluster: Cluster, workspace: Workspace, used: bool) -> None:
+    """Once the answer is yes: with what was there, and nothing of it written that has not changed."""
+    workspace.create()
+    if used:
+        older = cluster.model_copy(update={"nodes": cluster.nodes[1:]})
+        write_kubeconfigs(older, workspace, pki.ensure(older, workspace.pki, now=NOW))
+        workspace.rendered.mkdir()
+        (workspace.rendered / "cp-1.aside").write_text("{}")
+    before = snapshot(workspace.root)
+    with workspace.untouched() as copy:
+        made = pki.ensure(cluster, copy.pki, now=NOW)
+        copy.rendered.mkdir()
+        (copy.rendered / "cp-2.json").write_text("state")
+        adopted = adopt(replace(session, workspace=copy, pki=made), workspace)
+    assert adopted.workspace == workspace
+    assert pki.ensure(cluster, workspace.pki, now=NOW).issued == (), "all of it is there"
+    assert workspace.kubeconfig.exists()
+    assert workspace.break_glass.exists()
+    assert [path.name for path in workspace.rendered.iterdir()] == ["cp-2.json"], "nobody is set aside for the last run"
+    after = snapshot(workspace.root)
+    for path in ("pki/cluster-ca.pem", "pki/service-account.pem", "pki/encryption.key", "pki/nodes/cp-2.pem"):
+        assert (path in before) is used
+        assert not used or after[path] == before[path]
 
 
 def test_what_a_look_needs_of_the_workspace_is_the_workspaces_own(workspace: Workspace) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import http.client
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -252,6 +252,14 @@ class EtcdApi:
             text = value.get("message") if isinstance(value, dict) else raw.decode(errors="replace")
             raise EtcdError(f"{self.node.name}: etcd answered {code} to {path}: {' '.join(str(text).split())[:300]}")
         return value
+
+
+def listed_by_any(nodes: Iterable[Node], client: Callable[[Node], EtcdApi]) -> tuple[Member, ...] | None:
+    """The member list as the first of these members that answers knows it; None where none does."""
+    for node in nodes:
+        with contextlib.suppress(ProvisionerError), client(node) as etcd:
+            return etcd.members(linearizable=False)
+    return None
 
 
 def _members(answer: Mapping[str, Any]) -> tuple[Member, ...]:

@@ -120,7 +120,7 @@ def drain_all(session: Session) -> Session:
     failures: dict[str, ProvisionerError] = {}
     with session.api() as api:
         # the first look may have found an API or an etcd that this run has repaired since
-        listed = members.listed_now(session) if session.scope is None else None
+        listed = members.listing(session) if session.scope is None else None
         session = seen(session, api, listed)
         # whoever joins has joined
         members.refuse_unsafe_removal(replace(session, joining=()), listed)

@@ -7,7 +7,6 @@ on it, or whose data is gone, joins as a learner, catches up, and is promoted, o
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +14,9 @@ from provisioner import session as sessions
 from provisioner import topology
 from provisioner.config import Node
 from provisioner.errors import ApplyError, ProvisionerError
-from provisioner.etcd_api import EtcdApi, EtcdError, Member
+from provisioner.etcd_api import EtcdApi, EtcdError, Member, listed_by_any
 from provisioner.plan import Change
-from provisioner.plays import play, refuse_failures, unit_active
+from provisioner.plays import play, refuse_failures
 from provisioner.session import Session
 from provisioner.wait import wait_until
 
@@ -106,24 +105,9 @@ def _refuse_moved(node: Node, listed: Sequence[Member]) -> None:
 
 
 def listing(session: Session) -> tuple[Member, ...] | None:
-    """The member list as any running member knows it; None where none answers."""
-    running = [node for node in session.cluster.etcd_members if unit_active(session, node.name, ETCD)]
-    for node in (*running, *_leaving_members(session)):
-        try:
-            with api_of(session, node) as etcd:
-                return etcd.members(linearizable=False)
-        except ProvisionerError:
-            continue
-    return None
-
-
-def listed_now(session: Session) -> tuple[Member, ...] | None:
-    """The member list as it is at this moment of a run, which may have started members since its look; None where none answers."""
+    """The member list as any member knows it at this moment; None where none answers."""
     staying = [node for node in session.cluster.etcd_members if node.name not in session.set_aside]
-    for node in (*staying, *_leaving_members(session)):
-        with contextlib.suppress(ProvisionerError), api_of(session, node) as etcd:
-            return etcd.members(linearizable=False)
-    return None
+    return listed_by_any((*staying, *_leaving_members(session)), lambda node: api_of(session, node))
 
 
 def _leaving_members(session: Session) -> tuple[Node, ...]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime as dt
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -185,12 +183,12 @@ def remove(  # noqa: PLR0917
     known = registry.read(workspace)
     for name in names:
         if name not in here and name not in known:
-            known[name] = _from_the_cluster(name, loaded, workspace, known, given_up=unreachable)
+            known[name] = nodes.from_the_cluster(name, loaded, workspace, known, given_up=unreachable)
     written = [name for name in names if name in here]
     text = workspace.cluster_file.read_text()
     edited = nodes.remove(text, workspace.cluster_file, written) if written else None
     gone = tuple(here.get(name) or known[name] for name in names)
-    removal = _removal(workspace, gone, drain_timeout, unreachable=unreachable, force=force)
+    removal = nodes.removal(workspace, gone, drain_timeout, unreachable=unreachable, force=force)
     request = _Request(
         "node remove",
         workspace,
@@ -251,7 +249,7 @@ def replace_node(  # noqa: PLR0917
         )
     text = path.read_text()
     edited = nodes.change(text, path, name, changes) if changes else None
-    removal = _removal(workspace, (old,), drain_timeout, unreachable=unreachable, force=force)
+    removal = nodes.removal(workspace, (old,), drain_timeout, unreachable=unreachable, force=force)
     after = _Request(
         "node replace", workspace, text, edited, edited.cluster if edited else loaded, yes=yes, as_json=as_json, deadline=deadline
     )
@@ -262,7 +260,7 @@ def replace_node(  # noqa: PLR0917
     # one name for two machines: the old one is out of the cluster before the new one comes in
     before = replace(after, cluster=nodes.without(loaded, name), edited=None, removal=removal, quiet=True)
     if address:
-        _require_fit(after.cluster, workspace, new)
+        nodes.require_fit(after.cluster, workspace, new)
     console.print(f"first {name} at {old.address} leaves, then {name} at {new.address} joins", markup=False)
     write_atomic(workspace.replacing, f"provisioner {shlex.join(sys.argv[1:])}\n")
     try:
@@ -287,82 +285,13 @@ def _run(request: _Request, *, skip_verify: bool) -> None:
             hint="write the machine into cluster.yaml; `provisioner apply` builds the cluster",
         )
     chosen = phases.choose(skip_verify=skip_verify)
-    with (
-        _undone(request),
-        open_session(request.cluster, request.workspace, request.command, deadline=request.deadline) as fresh,
-    ):
+    with open_session(request.cluster, request.workspace, request.command, deadline=request.deadline) as fresh:
         session = replace(fresh, scope=request.scope, removal=request.removal)
         done, changed = converge(session, chosen, yes=request.yes, before=request.write, quiet=request.as_json)
         if request.quiet:
             steps.refuse_incomplete(done)
         else:
             report(done, changed=changed, as_json=request.as_json)
-
-
-@contextlib.contextmanager
-def _undone(request: _Request) -> Iterator[None]:
-    """Keys that were made for a look at a machine go again where the run ended before cluster.yaml was written."""
-    from provisioner import load, pki  # noqa: PLC0415
-
-    path = request.workspace.cluster_file
-    try:
-        yield
-    except BaseException:
-        before = load.parse(request.read, path, exists=True).cluster
-        if request.edited is not None and before is not None and path.read_text() == request.read:
-            for name in {node.name for node in request.cluster.nodes} - {node.name for node in before.nodes}:
-                pki.drop(request.workspace.pki, name)
-        raise
-
-
-def _removal(workspace: Workspace, gone: tuple[Node, ...], seconds: float, *, unreachable: bool, force: bool) -> Removal:
-    from provisioner import registry  # noqa: PLC0415
-
-    known = registry.read(workspace)
-    names = frozenset(node.name for node in gone)
-    unrecorded = tuple(node for node in gone if node.name not in known)
-    return Removal(names if unreachable else frozenset(), seconds, force, unrecorded, insist=names)
-
-
-def _require_fit(cluster: Cluster, workspace: Workspace, node: Node) -> None:
-    """Look at the machine that is to come, before anything happens to the one that is to go.
-
-    Raises:
-        PreflightUnfit: it cannot take the other's place.
-    """
-    from provisioner import preflight  # noqa: PLC0415
-    from provisioner.facts import gather  # noqa: PLC0415
-    from provisioner.ssh import Connections  # noqa: PLC0415
-
-    with Connections(cluster, workspace) as connections:
-        facts, unreachable = gather(cluster, connections, nodes=[node])
-    preflight.require_fit(preflight.check(cluster, facts, unreachable, cluster_id=preflight.cluster_id_of(workspace)))
-
-
-def _from_the_cluster(name: str, loaded: Cluster, workspace: Workspace, known: Mapping[str, Node], *, given_up: bool) -> Node:
-    """A machine that is in neither cluster.yaml nor on record, as the cluster itself knows it.
-
-    Raises:
-        BadInput: nobody knows it; or it could not be asked, and is not said to be gone.
-    """
-    from provisioner import pki  # noqa: PLC0415
-    from provisioner.cluster_api import ClusterApi  # noqa: PLC0415
-    from provisioner.lifecycle import etcd, nodes  # noqa: PLC0415
-    from provisioner.ssh import Connections  # noqa: PLC0415
-
-    if not workspace.was_used:
-        raise nodes.unknown(name, loaded, known)
-    keys = pki.read(workspace.pki, now=dt.datetime.now(dt.UTC))
-    with Connections(loaded, workspace) as connections, ClusterApi(loaded, workspace, connections, keys) as api:
-        node = nodes.stranger(name, api, etcd.listed(loaded, workspace, connections, keys))
-    if node is None:
-        raise nodes.unknown(name, loaded, known)
-    if not given_up:
-        raise BadInput(
-            f"{name} ({node.address}) was not made from this workspace, so it cannot be asked and wiped from here",
-            hint=f"stop it yourself, then take it out of the cluster: `provisioner node remove {name} --unreachable`",
-        )
-    return node
 
 
 def _labels(given: Iterable[str]) -> dict[str, str]:

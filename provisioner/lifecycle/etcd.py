@@ -89,14 +89,6 @@ def opened(cluster: Cluster, workspace: Workspace, connections: Connections, pki
         yield tuple(api for api in made.values() if isinstance(api, EtcdApi))
 
 
-def listed(cluster: Cluster, workspace: Workspace, connections: Connections, pki: Pki) -> tuple[Member, ...] | None:
-    """The member list as any member knows it; None where none answers."""
-    for node in cluster.etcd_members:
-        with contextlib.suppress(ProvisionerError), EtcdApi(node, workspace, connections, pki) as api:
-            return api.members(linearizable=False)
-    return None
-
-
 def statuses(apis: Sequence[EtcdApi]) -> dict[str, Status]:
     """What each member says of itself, by name.
 

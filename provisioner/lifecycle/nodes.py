@@ -1,21 +1,26 @@
 """What `node add`, `node remove` and `node replace` make of a cluster.yaml, and which machines such a run is about. Pure, but for
-looking up a machine that the cluster knows and nobody else does."""
+the looks at the end: at a machine that is to come, and at one that only the cluster knows."""
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from provisioner import edit, load
+from provisioner import edit, load, pki, preflight, registry
 from provisioner.cluster_api import ClusterApi
 from provisioner.config import Cluster, Node, Role
 from provisioner.errors import BadInput
-from provisioner.etcd_api import Member
+from provisioner.etcd_api import EtcdApi, Member, listed_by_any
+from provisioner.facts import gather
 from provisioner.inventory import is_vital
+from provisioner.leaver import Removal
 from provisioner.problems import did_you_mean
+from provisioner.ssh import Connections
+from provisioner.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +131,49 @@ def stranger(name: str, api: ClusterApi, listed: Iterable[Member] | None) -> Nod
             f"{name} ({address}): no machine of cluster.yaml can have such a name or address, so it cannot be taken out from here",
             hint=f"take it out by hand: `kubectl delete node {name}`, `etcdctl member remove`",
         ) from None
+
+
+def removal(workspace: Workspace, gone: tuple[Node, ...], seconds: float, *, unreachable: bool, force: bool) -> Removal:
+    """What the user has said about these nodes, without which the run would be pointless.
+
+    Args:
+        gone: the nodes that leave.
+        seconds: deadline of a drain.
+    """
+    known = registry.read(workspace)
+    names = frozenset(node.name for node in gone)
+    unrecorded = tuple(node for node in gone if node.name not in known)
+    return Removal(names if unreachable else frozenset(), seconds, force, unrecorded, insist=names)
+
+
+def require_fit(cluster: Cluster, workspace: Workspace, node: Node) -> None:
+    """Look at the machine that is to come, before anything happens to the one that is to go.
+
+    Raises:
+        PreflightUnfit: it cannot take the other's place.
+    """
+    with Connections(cluster, workspace) as connections:
+        facts, unreachable = gather(cluster, connections, nodes=[node])
+    preflight.require_fit(preflight.check(cluster, facts, unreachable, cluster_id=preflight.cluster_id_of(workspace)))
+
+
+def from_the_cluster(name: str, loaded: Cluster, workspace: Workspace, known: Mapping[str, Node], *, given_up: bool) -> Node:
+    """A machine that is in neither cluster.yaml nor on record, as the cluster itself knows it.
+
+    Raises:
+        BadInput: nobody knows it; or it could not be asked, and is not said to be gone.
+    """
+    if not workspace.was_used:
+        raise unknown(name, loaded, known)
+    keys = pki.read(workspace.pki, now=dt.datetime.now(dt.UTC))
+    with Connections(loaded, workspace) as connections, ClusterApi(loaded, workspace, connections, keys) as api:
+        listed = listed_by_any(loaded.etcd_members, lambda member: EtcdApi(member, workspace, connections, keys))
+        node = stranger(name, api, listed)
+    if node is None:
+        raise unknown(name, loaded, known)
+    if not given_up:
+        raise BadInput(
+            f"{name} ({node.address}) was not made from this workspace, so it cannot be asked and wiped from here",
+            hint=f"stop it yourself, then take it out of the cluster: `provisioner node remove {name} --unreachable`",
+        )
+    return node

@@ -13,6 +13,7 @@ from provisioner.cli import node as command
 from provisioner.config import Node, Role
 from provisioner.errors import ExitCode
 from provisioner.leaver import DRAIN_SECONDS
+from provisioner.lifecycle import nodes
 from provisioner.workspace import Workspace
 
 CLUSTER = """\
@@ -173,7 +174,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[command._Request]:
         requests.append(request)
 
     monkeypatch.setattr(command, "_run", ask)
-    monkeypatch.setattr(command, "_require_fit", lambda *_: None)
+    monkeypatch.setattr(nodes, "require_fit", lambda *_: None)
     return requests
 
 

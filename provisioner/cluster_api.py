@@ -422,6 +422,9 @@ class ClusterApi:
         return Response(node=node.name, status=int(answer.status), body=raw)
 
     def _endpoint(self, node: Node) -> _Endpoint:
+        if node.name not in self._endpoints:
+            # before the lock: threads that wait for one attempt to connect share its failure, those behind a lock try one by one
+            self._connections.connect(node)
         with self._node_locks[node.name]:
             found = self._endpoints.get(node.name)
             if found is not None:

@@ -129,8 +129,9 @@ def _playbooks(session: Session, batch: list[Phase]) -> Session:
     if current:
         session.display.finish(current, state="failed" if tally and tally.failures else "done")
     if tally:
-        refuse_failures(tally, session)
+        # first who was set aside: where too many were, they are part of the story
         session = set_aside(session, tally.aside.values())
+        refuse_failures(tally, session)
     for name in order:
         session.display.finish(name, state="skipped")
     for companion in companions.values():

@@ -58,8 +58,8 @@ def _with_actual(session: Session) -> Session:
     if not session.states:
         return session
     tally = play(session, ("state",), check=session.only_looks)
-    refuse_failures(tally, session)
     session = plays.set_aside(session, tally.aside.values())
+    refuse_failures(tally, session)
     states = {name: state for name, state in session.states.items() if name not in session.set_aside}
     return replace(session, states=states, actual=tally.results)
 

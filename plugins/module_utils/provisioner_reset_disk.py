@@ -13,7 +13,7 @@ import pwd
 import re
 import stat
 
-from ansible.module_utils.provisioner_before import BEFORE, mount_points, read_lines, read_sysctl, sysctl_path
+from ansible.module_utils.provisioner_before import BEFORE, below, mount_points, read_lines, read_sysctl, sysctl_path
 from ansible.module_utils.provisioner_reset_running import others_mounts
 
 # sysusers.d gives them this; a user of the same name without it is somebody's own.
@@ -71,7 +71,7 @@ def find_data(machine):
     points, others = set(mount_points()), others_mounts(machine)
     for part in machine.parts:
         for path in part["data"]:
-            if not os.path.lexists(path):
+            if not os.path.lexists(path) or below(path, found):
                 continue
             if _stays(machine, path, points):
                 for name in _entries(machine, path, points):

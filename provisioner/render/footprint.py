@@ -40,7 +40,11 @@ _FILES: Mapping[str, tuple[str, ...]] = {
 # Directories that are filled while the role's daemon runs, and are of no use to anybody afterwards.
 _DATA: Mapping[str, tuple[str, ...]] = {
     "base": ("/var/lib/provisioner", "/run/provisioner"),
-    "containerd": ("/var/lib/containerd", "/run/containerd", "/run/nri", "/etc/containerd/certs.d"),
+    # the third is named for machines where somebody else's containerd has made the directories above it
+    "containerd": (
+        *("/var/lib/containerd", "/run/containerd", "/run/containerd/io.containerd.runtime.v2.task/k8s.io"),
+        *("/run/nri", "/etc/containerd/certs.d"),
+    ),
     "api_proxy": ("/run/provisioner-api-proxy",),
     "etcd": ("/var/lib/etcd",),
     "kube_apiserver": ("/var/log/kube-apiserver",),
@@ -204,7 +208,8 @@ def _directories(parts: Iterable[Part]) -> tuple[str, ...]:
     places = [path for part in parts for path in (*part.files, *part.data)]
     found = {str(parent) for path in places for parent in PurePosixPath(path).parents}
     found |= {str(parent) for path in _SHARED_DIRECTORIES for parent in (PurePosixPath(path), *PurePosixPath(path).parents)}
-    return tuple(sorted(found - {"/"}, key=lambda path: (-path.count("/"), path)))
+    found -= {"/", *(path for part in parts for path in part.data)}
+    return tuple(sorted(found, key=lambda path: (-path.count("/"), path)))
 
 
 def questions(cluster_id: str) -> dict[str, object]:

@@ -15,6 +15,7 @@ import re
 import stat
 import subprocess
 import sys
+import time
 
 TREES = (
     "/etc",
@@ -107,7 +108,9 @@ def files() -> dict[str, str]:
 
 def units() -> dict[str, str]:
     rows = [line.split() for line in out("systemctl", "list-units", "--all", "--plain", "--no-legend", "--full").splitlines()]
-    found = {row[0]: " ".join(row[1:3]) for row in rows if row and not PASSING.match(row[0]) and row[1] != "not-found"}
+    # systemd hears of mounts some time after they are there; mounts() has them
+    rows = [row for row in rows if row and not row[0].endswith(".mount")]
+    found = {row[0]: " ".join(row[1:3]) for row in rows if not PASSING.match(row[0]) and row[1] != "not-found"}
     rows = [line.split() for line in out("systemctl", "list-unit-files", "--plain", "--no-legend", "--full").splitlines()]
     found.update(
         {f"file of {row[0]}": row[1] for row in rows if len(row) > 1 and not PASSING.match(row[0]) and row[1] != "transient"}
@@ -136,6 +139,11 @@ def numbered(text: str) -> dict[str, int]:
 
 
 def network() -> dict[str, int]:
+    # of an interface that has just come up, an address is not usable before the kernel knows that nobody else has it
+    for _ in range(50):
+        if "tentative" not in out("ip", "-6", "addr"):
+            break
+        time.sleep(0.1)
     found = {}
     for words in (
         ["-d", "link"],

@@ -92,7 +92,13 @@ def test_bundles_and_what_logs_should_not_hold_go(workspace: Workspace) -> None:
 
 def test_the_processes_of_an_earlier_run_end_and_no_others(workspace: Workspace, tmp_path: Path) -> None:
     def sleeper(home: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(["sleep", "60"], env={**os.environ, "ANSIBLE_HOME": str(home)})
+        # it tells that it runs: within execve(2), a process has no environment yet
+        script = ["sh", "-c", "echo; read -r forever"]
+        environment = {**os.environ, "ANSIBLE_HOME": str(home)}
+        process = subprocess.Popen(script, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout
+        process.stdout.read(1)
+        return process
 
     with sleeper(workspace.ansible) as ours, sleeper(tmp_path / "other") as other:
         try:

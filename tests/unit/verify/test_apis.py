@@ -21,6 +21,7 @@ from provisioner.cluster_api import ClusterApi, ClusterApiError
 from provisioner.config import Cluster, Node
 from provisioner.etcd_api import Alarm, EtcdApi, EtcdError
 from provisioner.pki import CaName, Leaf, Pki
+from provisioner.ssh.errors import SshError, Trouble
 from provisioner.workspace import Workspace
 
 NAMESPACE = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}
@@ -84,6 +85,9 @@ class Forwards:
     def __init__(self) -> None:
         self.ports: dict[tuple[str, int], int] = {}
 
+    def connect(self, node: Node) -> None:
+        """Every machine of these tests can be reached, but where one says otherwise."""
+
     def forward(self, node: Node, port: int, host: str = "127.0.0.1") -> Any:
         assert host == "127.0.0.1"
         forward = SimpleNamespace(port=self.ports.get((node.name, port)) or closed_port(), error="", close=lambda: None)
@@ -128,6 +132,32 @@ def api(issued: tuple[Cluster, Pki], forwards: Forwards, servers: list[Server], 
     connections: Any = forwards
     with ClusterApi(cluster, Workspace(tmp_path / "w", tmp_path / "cluster.yaml"), connections, pki) as made:
         yield made
+
+
+def test_threads_that_ask_a_dead_machine_wait_for_one_attempt_to_connect(
+    api: ClusterApi, issued: tuple[Cluster, Pki], forwards: Forwards
+) -> None:
+    """Behind a lock each would wait as long as the one before it, and a check as long as all of them."""
+    together = threading.Barrier(4)
+
+    def connect(node: Node) -> None:
+        together.wait(timeout=60)
+        raise SshError(Trouble.TIMEOUT, f"{node.name}: no answer within 10 s", hint="")
+
+    forwards.connect = connect  # type: ignore[method-assign]
+    failures: list[str] = []
+
+    def ask() -> None:
+        with pytest.raises(ClusterApiError) as caught:
+            api.request_to(issued[0].control_planes[0], "/readyz")
+        failures.append(caught.value.message)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == ["cp-1: the apiserver does not answer: cp-1: no answer within 10 s"] * 4
 
 
 def test_the_clients_key_lies_in_a_private_place_and_is_gone_afterwards(

@@ -1,8 +1,9 @@
 """Machines that are in cluster.yaml no more: out of the plan's view by nothing but what the cluster and the registry know of them.
 
-By the time these phases run, every machine that stays is as cluster.yaml says: its proxy does not lead to a control plane that
-leaves, its API server does not ask a member that leaves, and whoever joins has joined. Then, one machine at a time: its pods
-move, its API server ends gracefully, its member leaves etcd's list, its Node goes; at last the machine is wiped and forgotten.
+By the time these phases run, every machine that stays is as cluster.yaml says: its API server does not ask a member that leaves,
+and whoever joins has joined. Only the proxies still lead to the control planes that leave: these serve while the API servers
+that stay are restarted, or come into being. Then pods move, the proxies lead elsewhere, and one machine at a time: its API server
+ends gracefully, its member leaves etcd's list, its Node goes; at last the machine is wiped and forgotten.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from provisioner import inventory, members, pki, plays, registry, runner, topology
+from provisioner import session as sessions
 from provisioner.cluster_api import ClusterApi
 from provisioner.config import Role
 from provisioner.errors import Interrupted, ProvisionerError
@@ -111,6 +113,29 @@ def _node(name: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
 
 
+def prepare(session: Session) -> Session:
+    """INPUTS: the plan, the cache. OUTPUTS: bundles of what the machines lack; proxies keep their ways to who leaves until then."""
+    planes = [leaver.node for leaver in departing(session) if _serves(leaver)]
+    return sessions.pack(sessions.lead_to(session, planes) if planes else session)
+
+
+def _serves(leaver: Leaver) -> bool:
+    """Whether a machine that leaves is one of our control planes, and answers."""
+    return leaver.ours and leaver.node.has(Role.CONTROL_PLANE)
+
+
+def _lead_elsewhere(session: Session) -> Session:
+    """Proxies as cluster.yaml says, but for control planes that stay because they could not be drained."""
+    going = [leaver for leaver in departing(session) if _serves(leaver)]
+    if not going or not session.plan.hosts_of("api_proxy"):
+        return session
+    session = sessions.lead_to(session, [leaver.node for leaver in session.leaving if _serves(leaver) and leaver not in going])
+    tally = plays.play(session, ("api_proxy",))
+    session = plays.set_aside(session, tally.aside.values())
+    plays.refuse_failures(tally, session)
+    return session
+
+
 def drain_all(session: Session) -> Session:
     """INPUTS: the API. OUTPUTS: no pod but those of DaemonSets on any machine that leaves. One that cannot be drained is set aside.
 
@@ -163,9 +188,10 @@ def leave_all(session: Session) -> Session:
     Raises:
         ProvisionerError: with the machine and the reason; the next apply goes on from there.
     """
+    session = _lead_elsewhere(session)
     leaving = departing(session)
     for leaver in leaving:
-        if leaver.ours and leaver.node.has(Role.CONTROL_PLANE):
+        if _serves(leaver):
             _retire(session, leaver)
         if session.scope is None and leaver.node.has(Role.ETCD):
             _remove_member(session, leaver)

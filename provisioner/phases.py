@@ -41,7 +41,7 @@ LOOK = (
 )
 CHANGE = (
     Phase("packages", "Install the distribution's packages", steps.install_packages, wanted=steps.lacks_packages),
-    Phase("bundles", "Pack what the machines lack", sessions.pack, needs="packages"),
+    Phase("bundles", "Pack what the machines lack", leave.prepare, needs="packages"),
     Phase("machines", "Prepare the machines", needs="bundles"),
     # before the playbook that may restart members: whoever joins must not find the quorum at its edge
     Phase("members", "Change etcd's member list", steps.change_members, needs="machines", wanted=steps.changes_members),
@@ -51,7 +51,7 @@ CHANGE = (
     # new kubelets join with tokens, which are objects
     Phase("nodes", "Run the nodes", needs="objects"),
     Phase("settle", "Wait for every node", steps.settle),
-    # with everything that stays in its place: pods have where to go, and no proxy leads to what leaves
+    # with everything that stays in its place: pods have where to go
     Phase("drain", "Drain the machines that leave", leave.drain_all, wanted=leave.is_wanted),
     Phase("leave", "Let the machines go", leave.leave_all, needs="drain", wanted=leave.is_wanted),
     Phase("verify", "Prove the cluster works", steps.prove),

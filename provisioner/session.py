@@ -241,6 +241,20 @@ def joining_etcd(session: Session, node: Node, members: tuple[tuple[str, str], .
     return replace(session, states={**session.states, node.name: state})
 
 
+def lead_to(session: Session, leaving: Iterable[Node]) -> Session:
+    """Render the machines whose proxies change anew: they lead to these control planes as well as to those that stay."""
+    names = session.plan.hosts_of("api_proxy")
+    planes = tuple(leaving)
+    states = {
+        node.name: render_host(replace(_context(session, node), leaving_planes=planes))
+        for node in session.nodes
+        if node.name in names
+    }
+    for state in states.values():
+        save_host(session.workspace.rendered, state)
+    return replace(session, states={**session.states, **states})
+
+
 def pack(session: Session) -> Session:
     """INPUTS: the plan, the cache. OUTPUTS: bundles/, one for each distinct set of artifacts that some machine lacks."""
     discard(session)

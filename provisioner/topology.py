@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import IPv4Address
 
 from provisioner.config import Cluster, Node, Role, Taint
@@ -36,9 +37,9 @@ def dns_service_ip(cluster: Cluster) -> IPv4Address:
     return cluster.network.service_cidr[10]
 
 
-def api_backends(cluster: Cluster) -> tuple[tuple[str, str], ...]:
-    """(name, host:port) of every apiserver, for the nodes' proxies."""
-    return tuple((node.name, f"{node.ip}:{APISERVER_PORT}") for node in cluster.control_planes)
+def api_backends(planes: Iterable[Node]) -> tuple[tuple[str, str], ...]:
+    """(name, host:port) of each control plane's apiserver, for the nodes' proxies."""
+    return tuple((node.name, f"{node.ip}:{APISERVER_PORT}") for node in planes)
 
 
 def api_urls(cluster: Cluster) -> dict[str, str]:

@@ -58,6 +58,7 @@ class HostContext:
         bootstrap_kubeconfig: a kubeconfig with a short-lived token, only for a node without a valid certificate.
         joins_etcd: (name, peer URL) of every member, this one included, of the running etcd cluster that the machine's member
             joins; empty where it is one of the founders.
+        leaving_planes: control planes that are in cluster.yaml no more, and serve still: proxies lead to them, too.
     """
 
     cluster: Cluster
@@ -69,3 +70,4 @@ class HostContext:
     images: Mapping[str, Image]
     bootstrap_kubeconfig: bytes | None = field(default=None, repr=False)
     joins_etcd: tuple[tuple[str, str], ...] = ()
+    leaving_planes: tuple[Node, ...] = ()

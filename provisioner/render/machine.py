@@ -102,7 +102,10 @@ def api_proxy(host: HostContext) -> dict[str, object]:
     interval = 500 * max(1, math.ceil(len(host.cluster.kubernetes_nodes) / 50))
     return {
         "api_proxy_port": topology.API_PROXY_PORT,
-        "api_proxy_backends": [{"name": name, "address": address} for name, address in topology.api_backends(host.cluster)],
+        "api_proxy_backends": [
+            {"name": name, "address": address}
+            for name, address in topology.api_backends([*host.cluster.control_planes, *host.leaving_planes])
+        ],
         "api_proxy_check_milliseconds": interval,
         "api_proxy_own_server": host.node.name if host.node.has(Role.CONTROL_PLANE) else "",
         "api_proxy_health_port": topology.API_HEALTH_PORT,

@@ -46,7 +46,7 @@ def test_members_and_backends_use_cluster_addresses() -> None:
     assert ",".join(f"{member.name}={topology.etcd_peer_url(member)}" for member in cluster.etcd_members) == (
         "control-1=https://10.0.0.1:2380,control-2=https://192.168.56.12:2380,control-3=https://192.168.56.13:2380"
     )
-    assert topology.api_backends(cluster)[0] == ("control-1", "10.0.0.1:6443")
+    assert topology.api_backends(cluster.control_planes)[0] == ("control-1", "10.0.0.1:6443")
     assert topology.etcd_sans(cluster.node("control-1")) == ("control-1", "localhost", "10.0.0.1", "127.0.0.1")
 
 

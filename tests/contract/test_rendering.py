@@ -246,6 +246,28 @@ def test_control_planes_that_come_and_go_are_taken_in_by_a_reload(make_cluster: 
     assert "/etc/provisioner/api-proxy.cfg" in reloads["provisioner-api-proxy.service"]
 
 
+def test_proxies_lead_to_control_planes_that_leave_as_long_as_they_are_told_to(
+    make_cluster: MakeCluster, make_host: MakeHost
+) -> None:
+    cluster = make_cluster()
+    fewer = cluster.model_copy(update={"nodes": tuple(node for node in cluster.nodes if node.name != "every-role")})
+    config = "/etc/provisioner/api-proxy.cfg"
+
+    def rendered(host: HostContext) -> tuple[bytes, HostState]:
+        state = render_host(host)
+        return next(file.content for file in state.files if file.path == config), state
+
+    leaving = (cluster.node("every-role"),)
+    (without, was), (with_them, now) = (
+        rendered(make_host("worker", fewer)),
+        rendered(make_host("worker", fewer, leaving_planes=leaving)),
+    )
+    assert b"10.77.0.15:6443" not in without
+    assert with_them.count(b"10.77.0.15:6443") == rendered(make_host("worker", cluster))[0].count(b"10.77.0.15:6443") > 0
+    differing = {file.path for file, other in zip(was.files, now.files, strict=True) if file != other}
+    assert differing == {config}, "and nothing else on the machine follows them"
+
+
 def test_the_virtual_address_is_the_control_planes_alone(make_cluster: MakeCluster, make_host: MakeHost) -> None:
     assert {kind for kind in KINDS if "vip" in {role.name for role in roles_of(make_host(kind))}} == {"cp-etcd", "cp", "every-role"}
     for endpoint in (None, {"host": "api.example"}):

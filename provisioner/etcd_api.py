@@ -8,12 +8,13 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import hashlib
 import http.client
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from provisioner.config import Node
 from provisioner.errors import ProvisionerError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 # The client certificate of this program, signed by the etcd CA.
 CLIENT_LEAF = "driver-etcd-client"
+_SUM_BYTES = 32
 
 
 class EtcdError(ProvisionerError):
@@ -118,9 +120,7 @@ class EtcdApi:
 
     def close(self) -> None:
         """Drop the connection and the forward."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._drop()
         self._stack.close()
 
     def status(self) -> Status:
@@ -203,6 +203,44 @@ class EtcdApi:
         """Hand the leadership over; only the leader can."""
         self.call("/v3/maintenance/transfer-leadership", {"targetID": str(target)})
 
+    def snapshot(self, out: IO[bytes], *, timeout: float) -> int:
+        """Write the whole database, with its SHA-256 at the end as `etcdctl snapshot save` has it; returns the store's revision.
+
+        Args:
+            out: gets what the member sends, as it comes.
+            timeout: seconds without any of it.
+
+        Raises:
+            EtcdError: no answer, an error, or the stream broke off.
+        """
+        revision, answer = 0, self._post("/v3/maintenance/snapshot", {}, timeout)
+        digest, tail, left = hashlib.sha256(), b"", 1
+        try:
+            if answer.status != http.client.OK:
+                raise EtcdError(f"{self.node.name}: etcd answered {answer.status} to a request for a snapshot")
+            # one JSON document a line
+            while line := answer.readline():
+                document = json.loads(line)
+                if error := document.get("error"):
+                    raise EtcdError(f"{self.node.name}: etcd broke the snapshot off: {error.get('message', error)}")
+                part = document["result"]
+                revision = int((part.get("header") or {}).get("revision", revision))
+                left = int(part.get("remaining_bytes", 0))
+                data = tail + base64.b64decode(part.get("blob", ""), validate=True)
+                # the last 32 bytes are the sum of all others
+                digest.update(data[:-_SUM_BYTES])
+                tail = data[-_SUM_BYTES:]
+                out.write(data[:-_SUM_BYTES])
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+            raise EtcdError(f"{self.node.name}: the snapshot broke off: {type(error).__name__}: {error}") from None
+        finally:
+            # what is left of a stream cannot be taken for the next answer
+            self._drop()
+        if left or tail != digest.digest():
+            raise EtcdError(f"{self.node.name}: the snapshot is not whole: its SHA-256 is not what etcd says")
+        out.write(tail)
+        return revision
+
     def read(self, key: str) -> bytes | None:
         """The stored bytes of one key, linearizably; None where there is none."""
         answer = self.call("/v3/kv/range", {"key": base64.b64encode(key.encode()).decode()})
@@ -225,25 +263,11 @@ class EtcdApi:
         Raises:
             EtcdError: no answer, or an error; names the member.
         """
+        answer = self._post(path, body or {}, timeout or self._timeout)
         try:
-            if self._connection is None:
-                self._connection = http.client.HTTPSConnection(
-                    "127.0.0.1", self._forward.port, timeout=self._timeout, context=self._context
-                )
-            self._connection.timeout = timeout or self._timeout
-            if self._connection.sock is not None:
-                self._connection.sock.settimeout(self._connection.timeout)
-            self._connection.request("POST", path, body=json.dumps(body or {}), headers={"Content-Type": "application/json"})
-            answer = self._connection.getresponse()
             raw, code = answer.read(), answer.status
         except (OSError, http.client.HTTPException) as error:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-            raise EtcdError(
-                f"{self.node.name}: etcd does not answer: {self._forward.error or f'{type(error).__name__}: {error}'}",
-                hint=f"look at `systemctl status etcd` and `journalctl -u etcd` on {self.node.name}",
-            ) from None
+            raise self._silent(error) from None
         try:
             value = json.loads(raw)
         except ValueError:
@@ -252,6 +276,32 @@ class EtcdApi:
             text = value.get("message") if isinstance(value, dict) else raw.decode(errors="replace")
             raise EtcdError(f"{self.node.name}: etcd answered {code} to {path}: {' '.join(str(text).split())[:300]}")
         return value
+
+    def _post(self, path: str, body: dict[str, Any], timeout: float) -> http.client.HTTPResponse:
+        try:
+            if self._connection is None:
+                self._connection = http.client.HTTPSConnection(
+                    "127.0.0.1", self._forward.port, timeout=self._timeout, context=self._context
+                )
+            self._connection.timeout = timeout
+            if self._connection.sock is not None:
+                self._connection.sock.settimeout(timeout)
+            self._connection.request("POST", path, body=json.dumps(body), headers={"Content-Type": "application/json"})
+            return self._connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._silent(error) from None
+
+    def _silent(self, error: Exception) -> EtcdError:
+        self._drop()
+        return EtcdError(
+            f"{self.node.name}: etcd does not answer: {self._forward.error or f'{type(error).__name__}: {error}'}",
+            hint=f"look at `systemctl status etcd` and `journalctl -u etcd` on {self.node.name}",
+        )
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 def listed_by_any(nodes: Iterable[Node], client: Callable[[Node], EtcdApi]) -> tuple[Member, ...] | None:

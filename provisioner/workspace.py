@@ -124,6 +124,16 @@ class Workspace:
         return self.root / "sockets"
 
     @property
+    def backups(self) -> Path:
+        """Backups of the cluster; see ``backup``."""
+        return self.root / "backups"
+
+    @property
+    def restoring(self) -> Path:
+        """The command of a restore under way: until it ends, etcd's data may be of two times."""
+        return self.root / "restoring"
+
+    @property
     def logs(self) -> Path:
         """One directory per run."""
         return self.root / "logs"

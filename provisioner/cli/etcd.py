@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from provisioner.cli import backup
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, confirm, console, open_cluster, output, print_json
 from provisioner.config import Cluster
 
 if TYPE_CHECKING:
     from provisioner.etcd_api import EtcdApi
 
-app = typer.Typer(help="Care of a running etcd: defragment it, cure it when it is full.", no_args_is_help=True)
+app = typer.Typer(help="Back etcd up and restore it; defragment it, cure it when it is full.", no_args_is_help=True)
+app.command()(backup.snapshot)
+app.command("list")(backup.list_)
+app.command()(backup.restore)
 
 MIB = 1 << 20
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import signal
 import sys
@@ -41,9 +42,21 @@ DeadlineOption = Annotated[
 ]
 
 
+AGAIN = "`provisioner apply` goes on where this run stopped"
+
+
 @contextmanager
-def open_session(cluster: Cluster, workspace: Workspace, command: str, *, deadline: float | None = None) -> Iterator[Session]:
+def open_session(
+    cluster: Cluster, workspace: Workspace, command: str, *, deadline: float | None = None, again: str = AGAIN
+) -> Iterator[Session]:
     """Everything a run needs: the workspace's lock, connections, a log directory of its own.
+
+    Args:
+        cluster: cluster.yaml.
+        workspace: held for this command alone.
+        command: for the lock, the journal and the log.
+        deadline: seconds after which it is stopped, as by Ctrl-C.
+        again: how a run that was stopped goes on.
 
     Raises:
         Interrupted: Ctrl-C.
@@ -75,11 +88,11 @@ def open_session(cluster: Cluster, workspace: Workspace, command: str, *, deadli
                     if expired.is_set():
                         raise ProvisionerError(
                             f"not done within {deadline:g} s, and stopped",
-                            hint="`provisioner apply` goes on where this run stopped",
+                            hint=again,
                         ) from None
                     if isinstance(error, Interrupted):
                         raise
-                    raise Interrupted("stopped by Ctrl-C", hint="`provisioner apply` goes on where this run stopped") from None
+                    raise Interrupted("stopped by Ctrl-C", hint=again) from None
         except ProvisionerError as error:
             workspace.record("failed", command=command, error=error.message, exit=int(error.exit_code))
             raise
@@ -131,6 +144,7 @@ def converge(
     from provisioner import members, phases, registry  # noqa: PLC0415
     from provisioner.session import adopt, discard  # noqa: PLC0415
 
+    refuse_interrupted_restore(session.workspace)
     session.display.plan([(phase.name, phase.title) for phase in phases.LOOK])
     with session.workspace.untouched() as scratch:
         looked = phases.run(replace(session, workspace=scratch), phases.LOOK)
@@ -169,6 +183,20 @@ def refuse_interrupted_replacement(workspace: Workspace) -> None:
         raise ProvisionerError(
             f"`{workspace.replacing.read_text().strip()}` was cut short: nothing was changed",
             hint=f"run it again; or delete {workspace.replacing} to have the old machine back",
+        )
+
+
+def refuse_interrupted_restore(workspace: Workspace) -> None:
+    """A restore was cut short: some members may have the data of before, some of the backup.
+
+    Raises:
+        ProvisionerError: with the command that goes on.
+    """
+    if workspace.restoring.exists():
+        command = json.loads(workspace.restoring.read_text())["command"]
+        raise ProvisionerError(
+            f"`{command}` was cut short, and etcd's members may have data of two times: nothing was changed",
+            hint=f"run it again; or, where it had changed nothing yet, delete {workspace.restoring}",
         )
 
 

@@ -43,6 +43,8 @@ KINDS = ("cp-etcd", "cp", "etcd", "worker", "every-role")
 NAMES = tuple(role.name for role in ROLES)
 # A role that places nothing: no part of any desired state, with a playbook and a group of its own.
 RESET = "reset"
+# Of a restore; their groups are in an inventory of their own.
+RESTORE = ("restore_prepare", "restore")
 MODULES = SHARE / "plugins" / "modules"
 ACTIONS = SHARE / "plugins" / "action"
 TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "bool": bool, "dict": dict, "list": list, "path": str}
@@ -214,7 +216,7 @@ def test_phases_and_playbooks_are_the_same() -> None:
     stems = {path.stem for path in PLAYBOOKS.glob("*.yml")}
     named = {phase.name for phase in phases.CHANGE if phase.run is None}
     # those that no phase is named after: what is read before the phases, and what phases in Python run themselves
-    assert stems == named | {"site", "state", "packages", "etcd_join", "api_proxy", "retire", RESET}
+    assert stems == named | {"site", "state", "packages", "etcd_join", "api_proxy", "retire", *RESTORE, RESET}
     site = [play["ansible.builtin.import_playbook"] for play in yaml.safe_load((PLAYBOOKS / "site.yml").read_text())]
     in_order = ["packages", *(phase.name for phase in phases.CHANGE if phase.run is None)]
     assert site == [f"{name}.yml" for name in in_order], "site.yml runs them in the driver's order"
@@ -225,7 +227,7 @@ def test_plays_ask_for_no_facts_and_touch_only_machines_that_differ(groups: Mapp
     for playbook, play in all_plays():
         assert play["gather_facts"] is False, play["name"]
         # machines that leave stand in an inventory of their own
-        if playbook in {"state", "retire", RESET}:
+        if playbook in {"state", "retire", *RESTORE, RESET}:
             continue
         assert play["hosts"] in groups, f"{play['name']}: no group {play['hosts']} in the inventory"
         roles = roles_of_play(play)

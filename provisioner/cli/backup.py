@@ -1,0 +1,202 @@
+"""`provisioner etcd snapshot | list | restore`: a cluster's state in one file, and back again."""
+
+from __future__ import annotations
+
+import datetime as dt
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from provisioner.cli.backup_keys import (
+    IdentityOption,
+    PassphraseOption,
+    PlainOption,
+    RecipientOption,
+    key_of,
+    refuse_existing,
+    require_built,
+    secret_of,
+)
+from provisioner.cli.common import ClusterOption, JsonOption, YesOption, confirm, console, open_cluster, output, print_json
+from provisioner.cli.run import DeadlineOption, open_session
+from provisioner.workspace import Workspace, private_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from provisioner.backup.archive import Opened
+    from provisioner.backup.seal import Secret
+    from provisioner.backup.snapshot import Backup
+
+MIB = 1 << 20
+PHASES = (
+    ("look", "Look at the machines"),
+    ("data", "Make the backup's data ready on every member"),
+    ("change", "Change over, with no API server running"),
+    ("nodes", "Wait for every node"),
+)
+
+
+def snapshot(  # noqa: PLR0917 - typer reads the options from the signature
+    cluster: ClusterOption = None,
+    target: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Default: workspace/NAME/backups/NAME-TIME.backup.age.", show_default=False
+        ),
+    ] = None,
+    recipients: RecipientOption = None,
+    passphrase_file: PassphraseOption = None,
+    plain: PlainOption = False,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            "--keep", metavar="N", min=1, help="Then delete all but the newest N in workspace/NAME/backups.", show_default=False
+        ),
+    ] = None,
+    deadline: DeadlineOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Back the cluster up into one file: etcd's data, the CAs and keys, cluster.yaml. Changes nothing on any machine.
+
+    The data comes from a healthy member, and is verified. The file is encrypted, so that age or `etcd restore` opens it, for public
+    keys or with a passphrase, which is asked for where none is given.
+    """
+    from provisioner import pki  # noqa: PLC0415 - keeps `--help` quick
+    from provisioner.backup import snapshot as snapshots  # noqa: PLC0415
+
+    loaded, workspace = open_cluster(cluster)
+    require_built(workspace)
+    if target is not None:
+        refuse_existing(target)
+    key = key_of(recipients or [], passphrase_file, plain=plain)
+    with open_session(loaded, workspace, "etcd snapshot", deadline=deadline, again="`provisioner etcd snapshot` again") as session:
+        known = replace(session, pki=pki.read(workspace.pki, now=dt.datetime.now(dt.UTC)))
+        made = snapshots.take(known, key=key, target=target and target.absolute())
+        gone = snapshots.outdated(snapshots.listed(workspace), keep) if keep else ()
+        for one in gone:
+            one.path.unlink()
+            session.display.say(f"{one.path.name}: deleted, older than the newest {keep}")
+    if as_json:
+        print_json({"cluster": loaded.name, **_row(made), "deleted": [str(one.path) for one in gone]})
+    else:
+        output.print(str(made.path), markup=False)
+
+
+def list_(cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
+    """The backups in workspace/NAME/backups, the newest first. What is in an encrypted one is not known before it is opened."""
+    from provisioner.backup import snapshot as snapshots  # noqa: PLC0415
+
+    loaded, workspace = open_cluster(cluster)
+    found = snapshots.listed(workspace)
+    if as_json:
+        print_json({"cluster": loaded.name, "backups": [_row(one) for one in found]})
+        return
+    for one in found:
+        inside = "encrypted" if one.sealed else "damaged" if one.manifest is None else f"Kubernetes {one.manifest.kubernetes}"
+        output.print(f"{one.taken:%Y-%m-%d %H:%M:%S} UTC  {one.bytes / MIB:8.1f} MiB  {inside:34} {one.path}", markup=False)
+    if not found:
+        output.print(f"no backup in {workspace.backups}; `provisioner etcd snapshot` makes one", markup=False)
+
+
+def restore(  # noqa: PLR0917 - typer reads the options from the signature
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The backup.")],
+    cluster: ClusterOption = None,
+    identity: IdentityOption = None,
+    passphrase_file: PassphraseOption = None,
+    yes: YesOption = False,
+    skip_verify: Annotated[bool, typer.Option("--skip-verify", help="Without the proof at the end.")] = False,
+    deadline: DeadlineOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put the cluster back to a backup: everything since is lost. Asks; changes nothing before the backup is found whole.
+
+    Every member of etcd gets the backup's data at once while no API server runs, half a minute or so; pods go on running. What the
+    members held stays beside it until the next restore. On new machines `apply` comes first.
+    """
+    from provisioner import pki  # noqa: PLC0415
+    from provisioner.backup import restore as restores  # noqa: PLC0415
+    from provisioner.steps import prove  # noqa: PLC0415
+
+    loaded, workspace = open_cluster(cluster)
+    require_built(workspace)
+    with (
+        open_session(loaded, workspace, "etcd restore", deadline=deadline, again="run the restore again: it goes on") as session,
+        _opened(file, workspace, secret_of(file, identity or [], passphrase_file)) as opened,
+    ):
+        known = replace(session, pki=pki.ensure(loaded, workspace.pki, now=dt.datetime.now(dt.UTC)))
+        session.display.plan(PHASES)
+        session.display.start("look")
+        interpreters = restores.require_fit(known, opened)
+        session.display.finish("look")
+        if not yes:
+            with session.display.paused():
+                _tell(opened)
+                confirm(f"Put {loaded.name} back to that, and lose everything since?")
+        done = restores.restore(known, opened, interpreters)
+        if not skip_verify:
+            prove(known)
+    if as_json:
+        print_json({"cluster": loaded.name, "backup": str(file), **_inside(opened), **done.to_json()})
+        return
+    for name in done.nodes_deleted:
+        console.print(f"{name}: its Node was in the backup, and is no machine of cluster.yaml: deleted", markup=False)
+    for name in done.nodes_registered:
+        console.print(f"{name}: not in the backup: registered anew", markup=False)
+    proved = "" if skip_verify else ", and proved"
+    output.print(
+        f"restored to {opened.manifest.created:%Y-%m-%d %H:%M:%S} UTC in {done.seconds:.0f} s{proved}; "
+        f"without the API for {done.api_seconds:.0f} s",
+        markup=False,
+    )
+    console.print("`provisioner plan` shows what differs from cluster.yaml by now", markup=False)
+
+
+def _tell(opened: Opened) -> None:
+    manifest = opened.manifest
+    age = dt.datetime.now(dt.UTC) - manifest.created
+    console.print(
+        f"the backup: {manifest.cluster}, Kubernetes {manifest.kubernetes}, of {manifest.created:%Y-%m-%d %H:%M:%S} UTC "
+        f"({_words(age)} ago)",
+        markup=False,
+    )
+
+
+def _words(age: dt.timedelta) -> str:
+    minutes = int(age.total_seconds()) // 60
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h" if minutes < 2880 else f"{minutes // 1440} days"
+
+
+@contextmanager
+def _opened(file: Path, workspace: Workspace, secret: Secret) -> Iterator[Opened]:
+    """The backup's files in a private directory, for the time of the block; found whole and of this cluster."""
+    from provisioner.backup import archive, seal  # noqa: PLC0415
+    from provisioner.pki import CaName  # noqa: PLC0415
+    from provisioner.pki.store import ca_file  # noqa: PLC0415
+
+    ca = ca_file(workspace.pki, CaName.CLUSTER).read_bytes()
+    workspace.backups.mkdir(mode=0o700, exist_ok=True)
+    with private_directory(workspace.backups, ".backup.") as directory:
+        plain = file
+        if seal.is_sealed(file):
+            plain = directory / "archive"
+            seal.unseal(file, plain, secret)
+        (directory / "files").mkdir(mode=0o700)
+        yield archive.read(plain, directory / "files", ca=ca, who=str(file))
+
+
+def _row(backup: Backup) -> dict[str, object]:
+    return {
+        "file": str(backup.path),
+        "bytes": backup.bytes,
+        "taken": backup.taken.isoformat(timespec="seconds"),
+        "encrypted": backup.sealed,
+        "manifest": backup.manifest.model_dump(mode="json", by_alias=True, exclude={"files"}) if backup.manifest else None,
+    }
+
+
+def _inside(opened: Opened) -> dict[str, object]:
+    return {"manifest": opened.manifest.model_dump(mode="json", by_alias=True, exclude={"files"})}

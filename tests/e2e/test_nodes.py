@@ -270,8 +270,10 @@ def test_a_change_that_breaks_workers_is_stopped_after_the_first(life: Life) -> 
 
 
 def kubelet_runs(life: Life, name: str) -> bool:
-    answer: str = life.real.run(name, "systemctl show -P SubState kubelet", check=False)
-    return answer.strip() == "running"
+    # not by its unit: one that ends at once, and is started again each second, runs at some moments
+    ask = "import urllib.request as request; request.urlopen('http://127.0.0.1:10248/healthz', timeout=5)"
+    answer: str = life.real.run(name, f'python3 -c "{ask}" 2>/dev/null && echo up', check=False)
+    return answer.strip() == "up"
 
 
 # -- removing ------------------------------------------------------------------------------------------------------------------

@@ -203,8 +203,8 @@ class EtcdApi:
         """Hand the leadership over; only the leader can."""
         self.call("/v3/maintenance/transfer-leadership", {"targetID": str(target)})
 
-    def snapshot(self, out: IO[bytes], *, timeout: float) -> int:
-        """Write the whole database, with its SHA-256 at the end as `etcdctl snapshot save` has it; returns the store's revision.
+    def snapshot(self, out: IO[bytes], *, timeout: float) -> None:
+        """Write the whole database, with its SHA-256 at the end as `etcdctl snapshot save` has it.
 
         Args:
             out: gets what the member sends, as it comes.
@@ -213,7 +213,7 @@ class EtcdApi:
         Raises:
             EtcdError: no answer, an error, or the stream broke off.
         """
-        revision, answer = 0, self._post("/v3/maintenance/snapshot", {}, timeout)
+        answer = self._post("/v3/maintenance/snapshot", {}, timeout)
         digest, tail, left = hashlib.sha256(), b"", 1
         try:
             if answer.status != http.client.OK:
@@ -224,7 +224,6 @@ class EtcdApi:
                 if error := document.get("error"):
                     raise EtcdError(f"{self.node.name}: etcd broke the snapshot off: {error.get('message', error)}")
                 part = document["result"]
-                revision = int((part.get("header") or {}).get("revision", revision))
                 left = int(part.get("remaining_bytes", 0))
                 data = tail + base64.b64decode(part.get("blob", ""), validate=True)
                 # the last 32 bytes are the sum of all others
@@ -239,7 +238,6 @@ class EtcdApi:
         if left or tail != digest.digest():
             raise EtcdError(f"{self.node.name}: the snapshot is not whole: its SHA-256 is not what etcd says")
         out.write(tail)
-        return revision
 
     def read(self, key: str) -> bytes | None:
         """The stored bytes of one key, linearizably; None where there is none."""

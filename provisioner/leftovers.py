@@ -59,6 +59,13 @@ def sweep(workspace: Workspace) -> None:
     remove_sockets(workspace.sockets)
 
 
+def sweep_private(parent: Path, prefix: str) -> None:
+    """Take away directories of ``private_directory`` whose makers are dead."""
+    for path in parent.glob(f"{prefix}*"):
+        if _TEMPORARY.fullmatch(path.name) and _is_nobodys(path):
+            _remove(path)
+
+
 def end_processes(workspace: Workspace) -> None:
     """End Ansible and SSH of a run that is over; where the system does not tell (it has no /proc), leave it.
 

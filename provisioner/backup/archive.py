@@ -2,7 +2,8 @@
 
 The manifest has the size and the SHA-256 of every other file. Its MAC is keyed with the key of the cluster's CA: who does not
 have that key can neither change a backup nor pass off another cluster's as this one's. Whoever reads believes nothing before the
-MAC has been checked, and extracts no other file than the manifest names.
+MAC has been checked. A controller that has lost its keys has only the backup's own to check it with: there the CA's fingerprint,
+known from elsewhere, tells whose it is. Whatever the manifest says, only files of a few names are read.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
-from provisioner.config import Cluster
+from provisioner.config import Cluster, DnsLabel
 from provisioner.errors import ProvisionerError
 from provisioner.pki import CaName, Pki, cluster_id
 from provisioner.pki.store import ca_file, encryption_file, service_account_file
-from provisioner.ssh.target import target_of
+from provisioner.ssh.target import bastion_of, target_of
 from provisioner.workspace import Workspace
 
 FORMAT = 1
@@ -43,9 +44,18 @@ CA = "pki/cluster-ca.pem"
 _MANIFEST_BYTES = 1 << 20
 _WORKSPACE_BYTES = 16 << 20
 _CHUNK = 1 << 20
-# Places in a workspace, and nothing that leads out of it.
-_NAME = re.compile(r"(?!.*\.\.)[a-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,3}")
+# Private keys of SSH, which lie beside cluster.yaml in the workspace; the only ones whose names are the user's.
+SSH = "ssh/"
+_KEY_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
 _PURPOSE = b"provisioner/backup/manifest/v1"
+
+
+_ROOTS = tuple(f"pki/{name}" for name in (*(f"{ca}-ca.pem" for ca in CaName), "service-account.pem", "encryption.key"))
+_NAMES = frozenset({MANIFEST, MAC, SNAPSHOT, CLUSTER_FILE, "known_hosts", *_ROOTS})
+
+
+def _is_ours(name: str) -> bool:
+    return name in _NAMES or re.fullmatch(SSH + _KEY_NAME, name) is not None
 
 
 class BackupError(ProvisionerError):
@@ -64,7 +74,7 @@ class Sum(_Model):
 
 
 class EtcdState(_Model):
-    """Where the snapshot is from. ``revision`` is the store's at that moment; ``member`` the machine that gave it."""
+    """Where the snapshot is from: the machine of ``member``. ``revision`` is the store's just before: the snapshot's or less."""
 
     version: str
     revision: int
@@ -79,7 +89,7 @@ class Manifest(_Model):
     """
 
     format: int
-    cluster: str
+    cluster: DnsLabel
     cluster_id: str
     ca_fingerprint: str
     created: dt.datetime
@@ -101,16 +111,17 @@ class Opened:
 
 def of_workspace(cluster: Cluster, workspace: Workspace) -> dict[str, Path]:
     """What a restore on other machines needs of the controller, by name in the backup: no certificate that can be issued again, and
-    no record of machines, which may be others by then. SSH's private key only where it lies in the workspace."""
+    no record of machines, which may be others by then. SSH's private keys only where they lie in the workspace, by plain names."""
     found = {CLUSTER_FILE: workspace.cluster_file}
     keys = [ca_file(workspace.pki, name) for name in CaName]
     for path in (*keys, service_account_file(workspace.pki), encryption_file(workspace.pki)):
         found[f"pki/{path.name}"] = path
     if workspace.known_hosts.exists():
         found[workspace.known_hosts.name] = workspace.known_hosts
-    for key in {target_of(cluster, workspace, node).key for node in cluster.nodes}:
-        if key is not None and key.parent == workspace.root and key.exists():
-            found[key.name] = key
+    targets = [*(target_of(cluster, workspace, node) for node in cluster.nodes), bastion_of(cluster, workspace)]
+    for key in {target.key for target in targets if target is not None}:
+        if key is not None and key.parent == workspace.root and key.exists() and re.fullmatch(_KEY_NAME, key.name):
+            found[f"{SSH}{key.name}"] = key
     return found
 
 
@@ -183,7 +194,7 @@ def read(path: Path, directory: Path, *, ca: bytes | None, who: str) -> Opened:
         path: the archive, not encrypted.
         directory: private and empty; the files go there.
         ca: certificate and key of the CA it must be of; None where the controller has lost it, and the backup's own is believed:
-            then the encryption of the backup alone stands for where it is from.
+            then nothing here tells whose it is.
         who: the file's name, for messages.
 
     Raises:
@@ -236,7 +247,7 @@ def damaged(who: str, why: str) -> BackupError:
 def _entries(tar: tarfile.TarFile, who: str, *, first: int = 0) -> dict[str, tarfile.TarInfo]:
     found: dict[str, tarfile.TarInfo] = {}
     for entry in tar:
-        if not entry.isreg() or not _NAME.fullmatch(entry.name) or entry.name in found:
+        if not entry.isreg() or not _is_ours(entry.name) or entry.name in found:
             raise damaged(who, f"it holds {entry.name!r}, which no backup does")
         found[entry.name] = entry
         if first and len(found) == first:

@@ -16,7 +16,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
 from typing import Any
@@ -28,6 +28,8 @@ from provisioner.config import Node, Role
 from provisioner.errors import BadInput, PreflightUnfit, ProvisionerError
 from provisioner.etcd_api import EtcdApi, EtcdError
 from provisioner.facts import ETCD_DATA, gather
+from provisioner.inventory import is_vital
+from provisioner.render.layout import binary_path
 from provisioner.session import Session
 from provisioner.ssh import parallel
 from provisioner.wait import NotYet, wait_until
@@ -36,9 +38,17 @@ from provisioner.workspace import Workspace, write_atomic
 # Seconds until every member has the same leader, and until every API server is ready and every Node's kubelet has reported.
 MEMBERS_SECONDS = 120.0
 READY_SECONDS = 300.0
+COMMAND_SECONDS = 90.0
 # The new data, the snapshot it is made of, and room for etcd to work in.
 _ROOM = 3
 _MIB = 1 << 20
+_PER_SECOND = 1000
+_LEAST = 1_000_000_000
+_ETCD = ("etcd",)
+_PLANE = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
+_AGAIN = "run the restore again: it goes on from here, and until it is through `provisioner apply` is refused"
+# What earlier restores have put aside, once the new data serves.
+_FORGET = "find /var/lib/etcd -maxdepth 1 -name 'before-restore-*' ! -name 'before-restore-{stamp}' -exec rm -rf {{}} +"
 _SUBNET_FILE = "/run/flannel/subnet.env"
 
 
@@ -46,13 +56,15 @@ _SUBNET_FILE = "/run/flannel/subnet.env"
 class Restored:
     """What a restore did. ``api_seconds``: without any API server; ``seconds``: until every Node was Ready.
 
-    ``nodes_deleted`` were in the backup and are no machines of cluster.yaml; ``nodes_registered`` are, and were not in it.
+    ``nodes_deleted`` were in the backup and are no machines of cluster.yaml; ``nodes_registered`` are, and were not in it;
+    ``nodes_silent`` did not answer.
     """
 
     api_seconds: float
     seconds: float
     nodes_deleted: tuple[str, ...]
     nodes_registered: tuple[str, ...]
+    nodes_silent: tuple[str, ...]
 
     def to_json(self) -> dict[str, object]:
         """For --json."""
@@ -61,6 +73,7 @@ class Restored:
             "seconds": round(self.seconds, 1),
             "nodesDeleted": list(self.nodes_deleted),
             "nodesRegistered": list(self.nodes_registered),
+            "nodesSilent": list(self.nodes_silent),
         }
 
 
@@ -68,8 +81,9 @@ def require_fit(session: Session, opened: Opened) -> dict[str, str]:
     """Refuse before anything is touched; returns the Python of each machine.
 
     Raises:
-        BadInput: the backup is of another version of Kubernetes, or machines wait to be taken out of the cluster.
-        PreflightUnfit: a control plane or a member does not answer, is another cluster's, has no etcd, or no room.
+        BadInput: the backup is of another version of Kubernetes, or has no data in it.
+        PreflightUnfit: a control plane or a member does not answer, is another cluster's, has no etcd, or no room; or one that was
+            taken out of cluster.yaml still serves.
     """
     cluster, manifest = session.cluster, opened.manifest
     if manifest.etcd is None:
@@ -83,36 +97,44 @@ def require_fit(session: Session, opened: Opened) -> dict[str, str]:
             "nothing was changed",
             hint=f"set `kubernetes.version` to {manifest.kubernetes}'s minor version, `provisioner apply`, and restore then",
         )
-    if left := registry.left_out(cluster, registry.read(session.workspace)):
-        raise BadInput(
-            f"{', '.join(node.name for node in left)}: not in cluster.yaml, but not let go yet; nothing was changed",
-            hint="`provisioner apply` lets them go; where the cluster is dead, put them back into cluster.yaml",
-        )
-    nodes = _concerned(session)
-    facts, unreachable = gather(cluster, session.connections, nodes=nodes)
-    problems = [error.message for error in unreachable.values()]
-    identity = preflight.cluster_id_of(session.workspace)
+    left = [node for node in registry.left_out(cluster, registry.read(session.workspace)) if is_vital(node)]
+    nodes = [node for node in cluster.nodes if is_vital(node)]
+    facts, unreachable = gather(cluster, session.connections, nodes=[*nodes, *left])
+    problems = [unreachable[node.name].message for node in nodes if node.name in unreachable]
+    problems += [
+        # one that is silent is another etcd cluster's after this, and is not let in
+        f"{node.name}: not in cluster.yaml any more, but it answers and may serve the data of before"
+        for node in left
+        if node.name in facts
+    ]
     needed = opened.files[SNAPSHOT].stat().st_size * _ROOM // _MIB + 1
+    identity = preflight.cluster_id_of(session.workspace)
     for node in nodes:
         if node.name not in facts:
             continue
-        marker = facts[node.name].marker or {}
-        if marker.get("id") != identity:
+        if (facts[node.name].marker or {}).get("id") != identity:
             problems.append(f"{node.name}: not a machine of this cluster, by its marker")
         elif node.has(Role.ETCD) and facts[node.name].disk_free_mib.get(ETCD_DATA, 0) < needed:
             problems.append(f"{node.name}: {ETCD_DATA} has no room for {needed} MiB")
+        else:
+            problems += _not_installed(session, node)
     if problems:
         raise PreflightUnfit(
             f"{len(problems)} reason{'s' if len(problems) > 1 else ''} not to restore; nothing was changed",
             details=tuple(problems),
-            hint="every member of etcd and every control plane takes part: bring them back, or take a machine that is gone for good"
-            " out of cluster.yaml; on new machines, `provisioner apply` comes first",
+            hint="every member of etcd and every control plane of cluster.yaml takes part: bring them back, or take one that is"
+            " gone for good out of cluster.yaml; on new machines, `provisioner apply` comes first",
         )
-    return {name: one.python for name, one in facts.items()}
+    return {node.name: facts[node.name].python for node in nodes}
 
 
-def _concerned(session: Session) -> tuple[Node, ...]:
-    return tuple(node for node in session.cluster.nodes if node.has(Role.ETCD) or node.has(Role.CONTROL_PLANE))
+def _not_installed(session: Session, node: Node) -> list[str]:
+    """What a restore needs of a machine and does not find there."""
+    units = [*(_ETCD if node.has(Role.ETCD) else ()), *(_PLANE if node.has(Role.CONTROL_PLANE) else ())]
+    files = [f"/etc/systemd/system/{unit}.service" for unit in units]
+    files += [binary_path("etcdutl")] if node.has(Role.ETCD) else []
+    missing = session.connections.run(node, f"for f in {' '.join(files)}; do [ -e $f ] || echo $f; done").text.split()
+    return [f"{node.name}: {', '.join(missing)}: not there"] if missing else []
 
 
 def restore(session: Session, opened: Opened, interpreters: Mapping[str, str]) -> Restored:
@@ -122,24 +144,52 @@ def restore(session: Session, opened: Opened, interpreters: Mapping[str, str]) -
         ProvisionerError: with machine and reason; run again, it goes on.
     """
     began = time.monotonic()
-    stamp = _begin(session.workspace)
     session.display.start("data")
-    _play(session, ("restore_prepare",), opened, interpreters, stamp)
+    _play(session, "restore_prepare", opened, interpreters)
     session.display.finish("data")
     session.display.start("change")
     gone = time.monotonic()
-    _at_nodes(session, lambda node: session.connections.run(node, "systemctl stop kubelet", timeout=90))
-    _play(session, ("restore",), opened, interpreters, stamp)
-    wait_until("every member of etcd follows one leader", lambda: _whole(session), seconds=MEMBERS_SECONDS, retry_on=(EtcdError,))
+    stamp = _begin(session.workspace)
+    silent = _at_nodes(session, lambda node: _must(session, node, "systemctl stop kubelet"))
+    _play(session, "restore", opened, interpreters, stamp)
+    # not by Ansible, which would wait for a unit that waits for its peers
+    _at(session, session.cluster.etcd_members, f"systemctl start --no-block {' '.join(_ETCD)}")
+    wait_until(
+        "every member of etcd follows one leader",
+        lambda: _whole(session),
+        seconds=MEMBERS_SECONDS,
+        retry_on=(EtcdError,),
+        hint=f"look at `journalctl -u etcd` on the members. {_AGAIN}",
+    )
+    _at(session, session.cluster.control_planes, f"systemctl start --no-block {' '.join(_PLANE)}")
     with session.api() as api:
-        wait_until("every API server ready", lambda: _serving(session, api), seconds=READY_SECONDS)
+        wait_until("every API server ready", lambda: _serving(session, api), seconds=READY_SECONDS, hint=_AGAIN)
         away = time.monotonic() - gone
+        # from here on the data is of one time, and `apply` does what is left
+        session.workspace.restoring.unlink(missing_ok=True)
         session.display.finish("change")
         session.display.start("nodes")
-        deleted, registered = _nodes(session, api)
+        _at(session, session.cluster.etcd_members, _FORGET.format(stamp=stamp))
+        deleted, registered, late = _nodes(session, api, silent)
         session.display.finish("nodes")
-    session.workspace.restoring.unlink(missing_ok=True)
-    return Restored(away, time.monotonic() - began, deleted, registered)
+    return Restored(away, time.monotonic() - began, deleted, registered, late)
+
+
+def _at(session: Session, nodes: Sequence[Node], command: str) -> None:
+    """A command on machines at once.
+
+    Raises:
+        ProvisionerError: it failed on one; names it.
+    """
+    for result in parallel(nodes, lambda node: _must(session, node, command)).values():
+        if isinstance(result, ProvisionerError):
+            raise ProvisionerError(result.message, hint=_AGAIN)
+
+
+def _must(session: Session, node: Node, command: str) -> None:
+    done = session.connections.run(node, command, timeout=COMMAND_SECONDS)
+    if done.code:
+        raise ProvisionerError(f"{node.name}: `{command}` failed: {done.complaint[-300:]}")
 
 
 def _begin(workspace: Workspace) -> str:
@@ -152,10 +202,15 @@ def _begin(workspace: Workspace) -> str:
     return stamp
 
 
-def _play(session: Session, playbooks: tuple[str, ...], opened: Opened, interpreters: Mapping[str, str], stamp: str) -> None:
+def _play(session: Session, playbook: str, opened: Opened, interpreters: Mapping[str, str], stamp: str = "") -> None:
     cluster, manifest = session.cluster, opened.manifest
-    members = cluster.etcd_members
-    reach = {node.name: inventory.reach(cluster, session.workspace, node, interpreters[node.name]) for node in _concerned(session)}
+    members, now = cluster.etcd_members, int(time.time())
+    known = manifest.etcd.revision if manifest.etcd else 0
+    reach = {
+        node.name: inventory.reach(cluster, session.workspace, node, interpreters[node.name])
+        for node in cluster.nodes
+        if is_vital(node)
+    }
     for node in members:
         reach[node.name] |= {"restore_peer_url": topology.etcd_peer_url(node)}
     groups = {
@@ -167,13 +222,14 @@ def _play(session: Session, playbooks: tuple[str, ...], opened: Opened, interpre
                 "restore_initial_cluster": ",".join(f"{node.name}={topology.etcd_peer_url(node)}" for node in members),
                 # a token of its own: a member with the data of before is another cluster's, and is not let in
                 "restore_token": f"{cluster.name}-{manifest.cluster_id}-{session.log.name}",
+                "restore_bump": bump(known, now),
             },
         },
         "restore_planes": {"hosts": {node.name: {} for node in cluster.control_planes}},
     }
     path = inventory.save(session.workspace, "to_restore.json", {"all": {"hosts": reach, "children": groups}})
     tally = runner.play(
-        playbooks,
+        (playbook,),
         inventory=path,
         variables={},
         log=session.log,
@@ -186,8 +242,19 @@ def _play(session: Session, playbooks: tuple[str, ...], opened: Opened, interpre
         raise ProvisionerError(
             f"{first.host}: {first.task or 'connect'}: {first.reason.splitlines()[0]}",
             details=(*(line for one in tally.failures for line in plays.lines_of(one)), f"the whole log: {session.log}"),
-            hint="run the restore again: it goes on from here, and until it is through `provisioner apply` is refused",
+            hint=_AGAIN if stamp else "nothing that runs was touched; where the snapshot itself is refused, use another backup",
         )
+
+
+def bump(revision: int, now: int) -> int:
+    """How far revisions are moved on: to a thousand for each second since 1970, which no store has written, and no earlier restore
+    has come to. So none comes twice, however often and in whatever order backups are restored. Pure.
+
+    Args:
+        revision: of the snapshot, at least.
+        now: seconds since 1970.
+    """
+    return max(now * _PER_SECOND - revision, _LEAST)
 
 
 def _whole(session: Session) -> None:
@@ -212,68 +279,92 @@ def _serving(session: Session, api: ClusterApi) -> None:
             raise NotYet(f"{node.name}: /readyz gave {answer.status}")
 
 
-def _nodes(session: Session, api: ClusterApi) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Nodes as cluster.yaml has them: those of the backup that are no machines any more go, missing ones are registered anew."""
+def _nodes(session: Session, api: ClusterApi, silent: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Nodes as cluster.yaml has them: those of the backup that are no machines any more go, missing ones are registered anew.
+
+    Returns:
+        the deleted, the registered, and those whose kubelet did not answer, for which nobody waits.
+    """
     expected = [node.name for node in session.cluster.kubernetes_nodes]
-    found = {node["metadata"]["name"]: node for node in api.items("/api/v1/nodes")}
+    answer = wait_until(
+        "the Nodes",
+        lambda: api.items("/api/v1/nodes"),
+        seconds=READY_SECONDS,
+        retry_on=(ClusterApiError,),
+        hint="`provisioner apply`",
+    )
+    found = {node["metadata"]["name"]: node for node in answer}
     deleted, missing = tuple(sorted(found.keys() - set(expected))), tuple(sorted(set(expected) - found.keys()))
-    for name in deleted:
-        api.delete({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
-    _free_leases(api)
-    since = dt.datetime.now(dt.UTC)
+    wait_until(
+        "what is nobody's any more is gone",
+        lambda: _clear(api, deleted),
+        seconds=READY_SECONDS,
+        retry_on=(ClusterApiError,),
+        hint="`provisioner apply`",
+    )
+    before = {name: _ready(node)[1] for name, node in found.items()}
     ranges = {name: str((node.get("spec") or {}).get("podCIDR", "")) for name, node in found.items()}
-    _at_nodes(session, lambda node: _start(session, node, ranges.get(node.name, "")))
+    late = tuple(sorted({*silent, *_at_nodes(session, lambda node: _start(session, node, ranges.get(node.name, "")))}))
 
     def ready() -> None:
-        waiting = [_why_not_ready(api, name, since) for name in expected]
-        if late := [line for line in waiting if line]:
-            raise NotYet("; ".join(late))
+        waiting = [_why_not_ready(api, name, before.get(name, "")) for name in expected if name not in late]
+        if why := [line for line in waiting if line]:
+            raise NotYet("; ".join(why))
 
     wait_until(
         "every Node Ready", ready, seconds=READY_SECONDS, every=0.5, retry_on=(ClusterApiError,), hint="`provisioner status`"
     )
-    return deleted, missing
+    return deleted, tuple(name for name in missing if name not in late), late
 
 
-def _free_leases(api: ClusterApi) -> None:
-    """Leases of the backup are nobody's: without this, controllers would wait for their holders to come back."""
+def _clear(api: ClusterApi, nodes: Sequence[str]) -> None:
+    """Nodes that are no machines any more, and leases of controllers that do not run any more: others would wait for them."""
+    for name in nodes:
+        api.delete({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
     for name in ("kube-controller-manager", "kube-scheduler"):
-        lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name, "namespace": "kube-system"}}
-        api.delete(lease)
+        api.delete(
+            {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name, "namespace": "kube-system"}}
+        )
 
 
 def _start(session: Session, node: Node, pod_range: str) -> None:
-    """Start a kubelet, which starts pods, and registers its Node where it is missing; before it the network, where the Node has
-    another range of addresses than its machine: flannel reads it once, and a bridge keeps its own."""
-    text = session.connections.run(node, f"cat {_SUBNET_FILE} 2>/dev/null").text
-    own = re.search(r"^FLANNEL_SUBNET=(\S+)$", text, re.MULTILINE)
-    if own and (not pod_range or ip_interface(own[1]).network != ip_network(pod_range)):
-        session.display.say(f"{node.name}: pods get addresses of {pod_range or 'a new range'}, no more of {own[1]}")
-        # without the old configuration no pod starts before flannel has written the new one
-        stale = f"{_SUBNET_FILE} /etc/cni/net.d/10-flannel.conflist"
-        session.connections.run(node, f"rm -f {stale}; ip link delete cni0; systemctl restart --no-block flanneld")
-    session.connections.run(node, "systemctl start kubelet", timeout=90)
+    """Start a kubelet, which starts pods, and registers its Node where it is missing; and what else looks at the API on a node
+    afresh, for the Node of the backup may have another range of addresses, and other words of flannel's, than the machine has."""
+    agents = ["kube-proxy"]
+    if session.cluster.network.plugin == "flannel":
+        agents.append("flanneld")
+        text = session.connections.run(node, f"cat {_SUBNET_FILE} 2>/dev/null").text
+        own = re.search(r"^FLANNEL_SUBNET=(\S+)$", text, re.MULTILINE)
+        if own and (not pod_range or ip_interface(own[1]).network != ip_network(pod_range)):
+            session.display.say(f"{node.name}: pods get addresses of {pod_range or 'a new range'}, no more of {own[1]}")
+            # flannel writes both anew, and no pod starts before; a bridge keeps its address for ever
+            session.connections.run(node, f"rm -f {_SUBNET_FILE} /etc/cni/net.d/10-flannel.conflist; ip link delete cni0")
+    _must(session, node, f"systemctl start --no-block kubelet && systemctl restart {' '.join(agents)}")
 
 
-def _at_nodes(session: Session, work: Callable[[Node], object]) -> None:
-    """Something on every node at once; one that does not answer is named, and left as it is."""
-    for name, error in parallel(session.cluster.kubernetes_nodes, work).items():
-        if isinstance(error, ProvisionerError):
-            session.display.say(f"warning: {name}: {error.message}")
+def _at_nodes(session: Session, work: Callable[[Node], object]) -> tuple[str, ...]:
+    """Something on every node at once; returns those on which it failed, which are left as they are."""
+    done = parallel(session.cluster.kubernetes_nodes, work)
+    errors = {name: error for name, error in done.items() if isinstance(error, ProvisionerError)}
+    for error in errors.values():
+        session.display.say(f"warning: {error.message}")
+    return tuple(errors)
 
 
-def _why_not_ready(api: ClusterApi, name: str, since: dt.datetime) -> str:
-    """Why a Node is not Ready by the word of its kubelet, spoken after the restore; "" where it is."""
-    lease: dict[str, Any] = {
-        "apiVersion": "coordination.k8s.io/v1",
-        "kind": "Lease",
-        "metadata": {"name": name, "namespace": "kube-node-lease"},
-    }
+def _why_not_ready(api: ClusterApi, name: str, before: str) -> str:
+    """Why a Node is not Ready by its kubelet's new word; "" where it is. In the backup it may have been, ``before``."""
     node = api.get({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
     if node is None:
         return f"{name}: not registered"
-    renewed = ((api.get(lease) or {}).get("spec") or {}).get("renewTime", "")
-    if not renewed or dt.datetime.fromisoformat(renewed) < since:
+    status, heartbeat = _ready(node)
+    # not by the clock: the machine's may differ from this one's
+    if heartbeat == before:
         return f"{name}: its kubelet has not reported yet"
-    conditions = {one["type"]: one["status"] for one in (node.get("status") or {}).get("conditions") or ()}
-    return "" if conditions.get("Ready") == "True" else f"{name}: not Ready"
+    return "" if status == "True" else f"{name}: not Ready"
+
+
+def _ready(node: Mapping[str, Any]) -> tuple[str, str]:
+    """Status of a Node's condition Ready, and when the kubelet said so last."""
+    conditions = (node.get("status") or {}).get("conditions") or ()
+    found: Mapping[str, Any] = next((one for one in conditions if one["type"] == "Ready"), {})
+    return str(found.get("status", "")), str(found.get("lastHeartbeatTime", ""))

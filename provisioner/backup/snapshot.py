@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from provisioner import leftovers
 from provisioner import pki as pkis
 from provisioner.backup import archive, seal
 from provisioner.backup.archive import EtcdState, Manifest
 from provisioner.config import Node
-from provisioner.errors import ProvisionerError
+from provisioner.errors import BadInput, ProvisionerError
 from provisioner.etcd_api import EtcdApi, EtcdError, Status
 from provisioner.pki.store import ca_file
 from provisioner.session import Session
@@ -24,6 +26,7 @@ from provisioner.workspace import Workspace, private_directory
 # Seconds without a byte of it: a member reads its whole database, which a busy disk may interrupt.
 SILENT = 60.0
 SUFFIX = ".backup"
+_PRIVATE = ".backup."
 SEALED = ".backup.age"
 MIB = 1 << 20
 
@@ -75,7 +78,7 @@ def export(session: Session, *, key: seal.Key, target: Path) -> Backup:
 def _private(workspace: Workspace) -> Iterator[Path]:
     """In the workspace, where the next run takes away what a killed one has left: there are keys in it."""
     workspace.backups.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with private_directory(workspace.backups, ".backup.") as directory:
+    with private_directory(workspace.backups, _PRIVATE) as directory:
         yield directory
 
 
@@ -101,14 +104,35 @@ def _write(session: Session, directory: Path, key: seal.Key, target: Path, data:
 
 
 def _place(source: Path, target: Path) -> None:
-    """Move a file to its place, whole or not at all, also to another file system."""
-    if target.parent.stat().st_dev == source.stat().st_dev:
-        source.rename(target)
-        return
-    with private_directory(target.parent, ".backup.") as directory:
-        moved = Path(shutil.copyfile(source, directory / "whole"))
-        moved.chmod(0o600)
-        moved.rename(target)
+    """Move a file to its place, whole or not at all, also to another file system; on disk when this returns.
+
+    Raises:
+        BadInput: something has come there meanwhile.
+    """
+    leftovers.sweep_private(target.parent, _PRIVATE)
+    with private_directory(target.parent, _PRIVATE) as directory:
+        whole = source
+        if target.parent.stat().st_dev != source.stat().st_dev:
+            whole = Path(shutil.copyfile(source, directory / "whole"))
+            whole.chmod(0o600)
+        _sync(whole)
+        try:
+            # unlike rename(2) this takes nobody's place
+            target.hardlink_to(whole)
+        except FileExistsError:
+            raise BadInput(f"{target}: there is such a file already", hint="name another one with --output") from None
+        except OSError:
+            # a file system without links
+            whole.rename(target)
+        _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _database(session: Session, target: Path) -> EtcdState:
@@ -127,7 +151,8 @@ def _database(session: Session, target: Path) -> EtcdState:
         session.display.say(f"{name}: etcd {status.version}, {status.db_size / MIB:.1f} MiB")
         try:
             with client(session.cluster.node(name)) as etcd, target.open("wb") as out:
-                revision = etcd.snapshot(out, timeout=SILENT)
+                revision = etcd.status().revision
+                etcd.snapshot(out, timeout=SILENT)
         except EtcdError as error:
             # another member has the same data
             session.display.say(f"warning: {error.message}")
@@ -172,6 +197,6 @@ def listed(workspace: Workspace) -> tuple[Backup, ...]:
     return tuple(sorted(found, key=lambda one: one.path.name, reverse=True))
 
 
-def outdated(backups: Sequence[Backup], keep: int) -> tuple[Backup, ...]:
-    """Those that are too many: all but the newest ``keep``. Pure."""
-    return tuple(sorted(backups, key=lambda one: one.taken, reverse=True)[keep:])
+def outdated(backups: Sequence[Backup], keep: int, *, made: Path) -> tuple[Backup, ...]:
+    """Those that are too many: all but the newest ``keep``; never the one that was ``made`` now, whatever the clock says. Pure."""
+    return tuple(one for one in sorted(backups, key=lambda one: one.taken, reverse=True)[keep:] if one.path != made)

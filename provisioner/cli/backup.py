@@ -22,12 +22,14 @@ from provisioner.cli.backup_keys import (
 )
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, confirm, console, open_cluster, output, print_json
 from provisioner.cli.run import DeadlineOption, open_session
+from provisioner.errors import ProvisionerError
 from provisioner.workspace import Workspace, private_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from provisioner.backup.archive import Opened
+    from provisioner.backup.restore import Restored
     from provisioner.backup.seal import Secret
     from provisioner.backup.snapshot import Backup
 
@@ -76,7 +78,7 @@ def snapshot(  # noqa: PLR0917 - typer reads the options from the signature
     with open_session(loaded, workspace, "etcd snapshot", deadline=deadline, again="`provisioner etcd snapshot` again") as session:
         known = replace(session, pki=pki.read(workspace.pki, now=dt.datetime.now(dt.UTC)))
         made = snapshots.take(known, key=key, target=target and target.absolute())
-        gone = snapshots.outdated(snapshots.listed(workspace), keep) if keep else ()
+        gone = snapshots.outdated(snapshots.listed(workspace), keep, made=made.path) if keep else ()
         for one in gone:
             one.path.unlink()
             session.display.say(f"{one.path.name}: deleted, older than the newest {keep}")
@@ -123,11 +125,13 @@ def restore(  # noqa: PLR0917 - typer reads the options from the signature
 
     loaded, workspace = open_cluster(cluster)
     require_built(workspace)
+    # asked for before anything is on the terminal, or held
+    secret = secret_of(file, identity or [], passphrase_file)
     with (
         open_session(loaded, workspace, "etcd restore", deadline=deadline, again="run the restore again: it goes on") as session,
-        _opened(file, workspace, secret_of(file, identity or [], passphrase_file)) as opened,
+        _opened(file, workspace, secret) as opened,
     ):
-        known = replace(session, pki=pki.ensure(loaded, workspace.pki, now=dt.datetime.now(dt.UTC)))
+        known = replace(session, pki=pki.read(workspace.pki, now=dt.datetime.now(dt.UTC)))
         session.display.plan(PHASES)
         session.display.start("look")
         interpreters = restores.require_fit(known, opened)
@@ -137,18 +141,26 @@ def restore(  # noqa: PLR0917 - typer reads the options from the signature
                 _tell(opened)
                 confirm(f"Put {loaded.name} back to that, and lose everything since?")
         done = restores.restore(known, opened, interpreters)
-        if not skip_verify:
-            prove(known)
+        if not skip_verify and not done.nodes_silent:
+            prove(replace(session, pki=pki.ensure(loaded, workspace.pki, now=dt.datetime.now(dt.UTC))))
     if as_json:
         print_json({"cluster": loaded.name, "backup": str(file), **_inside(opened), **done.to_json()})
-        return
+    else:
+        _report(opened, done, proved=not skip_verify and not done.nodes_silent)
+    if done.nodes_silent:
+        raise ProvisionerError(
+            f"restored, but not proved: the kubelet of {', '.join(done.nodes_silent)} could not be started",
+            hint="bring the machine back, then `provisioner apply`, which proves it; gone for good: `provisioner node remove`",
+        )
+
+
+def _report(opened: Opened, done: Restored, *, proved: bool) -> None:
     for name in done.nodes_deleted:
         console.print(f"{name}: its Node was in the backup, and is no machine of cluster.yaml: deleted", markup=False)
     for name in done.nodes_registered:
         console.print(f"{name}: not in the backup: registered anew", markup=False)
-    proved = "" if skip_verify else ", and proved"
     output.print(
-        f"restored to {opened.manifest.created:%Y-%m-%d %H:%M:%S} UTC in {done.seconds:.0f} s{proved}; "
+        f"restored to {opened.manifest.created:%Y-%m-%d %H:%M:%S} UTC in {done.seconds:.0f} s{', and proved' if proved else ''}; "
         f"without the API for {done.api_seconds:.0f} s",
         markup=False,
     )

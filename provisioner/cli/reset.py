@@ -88,6 +88,7 @@ def _wipe(
     done = resets.wipe(session, there, seconds=deadline)
     if _is_whole(session.cluster, chosen):
         # of some machines of a cluster that goes on, the record is what finds their Nodes when they are taken out of cluster.yaml
+        session.workspace.restoring.unlink(missing_ok=True)
         registry.forget(session.workspace, *(name for name, result in done.items() if not isinstance(result, ProvisionerError)))
     results: dict[str, ResetResult | ProvisionerError] = {}
     for node in chosen:

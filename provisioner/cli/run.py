@@ -36,7 +36,7 @@ DeadlineOption = Annotated[
         "--deadline",
         metavar="SECONDS",
         min=1,
-        help="Stop cleanly after so many seconds; what is not done then is done by the next `apply`. Default: no limit.",
+        help="Stop cleanly after so many seconds; the message says how to go on. Default: no limit.",
         show_default=False,
     ),
 ]
@@ -245,9 +245,7 @@ def ask(session: Session, to: Console) -> None:
     with session.display.paused():
         print_plan(session.plan, diff=False, to=to)
         if not sys.stdin.isatty():
-            raise BadInput(
-                "there are changes to make, and nobody to ask", hint="`provisioner apply --yes` goes ahead without asking"
-            )
+            raise BadInput("there are changes to make, and nobody to ask", hint="`--yes` goes ahead without asking")
         if not typer.confirm("Make it so?", err=True):
             raise Interrupted("not confirmed; nothing was changed", hint="`provisioner plan` shows each change in full")
 

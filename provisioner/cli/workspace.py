@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from provisioner.cli.backup_keys import (
     IdentityOption,
@@ -23,6 +23,28 @@ from provisioner.cli.backup_keys import (
 from provisioner.cli.common import ClusterOption, JsonOption, console, open_cluster, output, print_json
 from provisioner.errors import BadInput
 from provisioner.workspace import Workspace, private_directory
+
+if TYPE_CHECKING:
+    from provisioner.backup.archive import Opened
+
+_PRIVATE = ".import."
+# Names in a workspace that are nobody's key.
+_OWN = frozenset(
+    {
+        *("cluster.yaml", "known_hosts", "pki", "lock", "layout", "journal.jsonl", "machines.json", "restoring", "replacing"),
+        *(
+            "admin.kubeconfig",
+            "break-glass.kubeconfig",
+            "rendered",
+            "inventory",
+            "ansible",
+            "logs",
+            "backups",
+            "sockets",
+            "bundles",
+        ),
+    }
+)
 
 app = typer.Typer(help="Take the controller's own state to another machine.", no_args_is_help=True)
 
@@ -55,47 +77,95 @@ def export(  # noqa: PLR0917 - typer reads the options from the signature
 
 
 @app.command("import")
-def import_(
+def import_(  # noqa: PLR0917 - typer reads the options from the signature
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Of `workspace export`, or a backup.")],
     into: Annotated[Path, typer.Option("--into", metavar="DIR", help="Makes DIR/workspace/NAME.")] = Path(),
     identity: IdentityOption = None,
     passphrase_file: PassphraseOption = None,
+    ca_fingerprint: Annotated[
+        str | None,
+        typer.Option(
+            "--ca-fingerprint", metavar="SHA256", help="Refuse a file of any other CA than this cluster's.", show_default=False
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a workspace out of such a file, where the controller was lost or is another machine now. Overwrites nothing.
 
+    Take files from people you trust: without the old workspace, nothing but the CA's fingerprint tells whose cluster it is.
     Then `apply` goes on with the cluster that runs. Where its machines were lost too: put the new addresses into cluster.yaml;
     `apply` builds the cluster anew with the same keys, and `etcd restore` brings its data back.
     """
-    from provisioner.backup import archive, seal  # noqa: PLC0415 - keeps `--help` quick
+    from provisioner import leftovers  # noqa: PLC0415 - keeps `--help` quick
+    from provisioner.backup import archive, seal  # noqa: PLC0415
 
     secret = secret_of(file, identity or [], passphrase_file)
-    into.mkdir(parents=True, exist_ok=True)
-    with private_directory(into, ".import.") as directory:
+    parent = into / "workspace"
+    parent.mkdir(parents=True, exist_ok=True)
+    leftovers.sweep_private(parent, _PRIVATE)
+    with private_directory(parent, _PRIVATE) as directory:
         plain = file
         if seal.is_sealed(file):
             plain = directory / "archive"
             seal.unseal(file, plain, secret)
         (directory / "files").mkdir(mode=0o700)
         opened = archive.read(plain, directory / "files", ca=None, who=str(file))
-        root = into / "workspace" / opened.manifest.cluster
+        _refuse_other_ca(opened, ca_fingerprint, file)
+        root = parent / opened.manifest.cluster
         if root.exists() and any(root.iterdir()):
             raise BadInput(
                 f"{root}: there is such a workspace already; nothing was changed",
                 hint="move it away, or name another place: --into",
             )
-        root.parent.mkdir(mode=0o755, exist_ok=True)
         if root.exists():
             root.rmdir()
-        made = Path(directory, "made")
-        Workspace(made, made / archive.CLUSTER_FILE).create()
-        for name, path in opened.files.items():
-            if name != archive.SNAPSHOT:
-                (made / name).parent.mkdir(mode=0o700, exist_ok=True)
-                shutil.move(path, made / name)
-        made.rename(root)
+        _arrange(opened, directory / "made").rename(root)
     if as_json:
-        print_json({"cluster": opened.manifest.cluster, "workspace": str(root), "hasData": opened.manifest.etcd is not None})
+        print_json(
+            {
+                "cluster": opened.manifest.cluster,
+                "workspace": str(root),
+                "caFingerprint": opened.manifest.ca_fingerprint,
+                "hasData": opened.manifest.etcd is not None,
+            }
+        )
         return
     output.print(str(root / archive.CLUSTER_FILE), markup=False)
+    console.print(f"the cluster's CA has the fingerprint {opened.manifest.ca_fingerprint}", markup=False)
+    if (into / archive.CLUSTER_FILE).exists():
+        console.print(
+            f"[yellow]warning:[/] {escape(str(into / archive.CLUSTER_FILE))} is another file: name this one, "
+            f"--cluster {escape(str(root))}"
+        )
     console.print("look at `ssh.key` and other files that it names: they are not in the export unless they lay in the workspace")
+
+
+def _refuse_other_ca(opened: Opened, wanted: str | None, file: Path) -> None:
+    """Where the user knows whose it must be."""
+    found = opened.manifest.ca_fingerprint
+    if wanted is not None and wanted.lower().replace(":", "") != found:
+        raise BadInput(
+            f"{file}: its CA has the fingerprint {found}, not the one that was given; nothing was changed",
+            hint="another cluster's file, or a forged one",
+        )
+
+
+def _arrange(opened: Opened, root: Path) -> Path:
+    """The files as a workspace has them."""
+    from provisioner import load  # noqa: PLC0415
+    from provisioner.backup import archive  # noqa: PLC0415
+
+    loaded = load.read(opened.files[archive.CLUSTER_FILE], exists=True).cluster
+    if loaded is not None and loaded.name != opened.manifest.cluster:
+        raise archive.damaged(str(root.name), f"its cluster.yaml is of {loaded.name}, its manifest of {opened.manifest.cluster}")
+    Workspace(root, root / archive.CLUSTER_FILE).create()
+    taken = {entry.name for entry in root.iterdir()} | _OWN
+    for name, path in opened.files.items():
+        if name == archive.SNAPSHOT:
+            continue
+        target = root / name.removeprefix(archive.SSH)
+        if name.startswith(archive.SSH) and target.name in taken:
+            raise archive.damaged(str(root.name), f"a key of SSH is called {target.name}")
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        path.rename(target)
+    return root

@@ -12,11 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from provisioner import pki as pkis
 from provisioner.backup import archive
 from provisioner.backup.archive import BackupError, EtcdState, Manifest
+from provisioner.cli import app
 from provisioner.config import Cluster
+from provisioner.errors import BadInput
 from provisioner.pki import CaName
 from provisioner.pki.store import ca_file
 from provisioner.workspace import Workspace
@@ -171,7 +174,9 @@ def test_other_data_with_fitting_sums_has_no_fitting_mac(
         opens(rewritten(written, change))
 
 
-@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "pki/../../evil", "pki/.hidden", "a/b/c/d/e/f"])
+@pytest.mark.parametrize(
+    "name", ["../evil", "/etc/evil", "pki/../../evil", "pki/.hidden", "a/b", "layout", "ssh/../x", "ssh/.x", "x.desktop"]
+)
 def test_no_file_leads_out_of_the_directory(name: str, written: Path, opens: Callable[..., archive.Opened]) -> None:
     with pytest.raises(BackupError, match="which no backup does"):
         opens(rewritten(written, lambda content: content.update({name: b"x"})))
@@ -187,8 +192,8 @@ def test_a_file_that_the_manifest_does_not_name_and_one_that_is_missing(
     written: Path, opens: Callable[..., archive.Opened]
 ) -> None:
     whole = written.read_bytes()
-    with pytest.raises(BackupError, match=r"do not agree on more\.txt"):
-        opens(rewritten(written, lambda content: content.update({"more.txt": b"x"})))
+    with pytest.raises(BackupError, match="do not agree on ssh/more"):
+        opens(rewritten(written, lambda content: content.update({"ssh/more": b"x"})))
     written.write_bytes(whole)
     with pytest.raises(BackupError, match=r"do not agree on pki/encryption\.key"):
         opens(rewritten(written, lambda content: content.__delitem__("pki/encryption.key")))
@@ -201,3 +206,68 @@ def test_a_newer_format_says_so(written: Path, opens: Callable[..., archive.Open
     with pytest.raises(BackupError, match="format 99, and this version reads format 1") as caught:
         opens(rewritten(written, change))
     assert "the version of provisioner that made it" in caught.value.hint
+
+
+def forged(path: Path, workspace: Workspace, **changes: object) -> Path:
+    """An archive as somebody makes it who has a CA of their own, and so a fitting MAC."""
+
+    def change(content: dict[str, bytes]) -> None:
+        manifest = {**json.loads(content[archive.MANIFEST]), **changes}
+        content[archive.MANIFEST] = json.dumps(manifest).encode()
+        content[archive.MAC] = archive.mac_of(content[archive.MANIFEST], ca_of(workspace))
+
+    return rewritten(path, change)
+
+
+@pytest.mark.parametrize("name", ["../../.config/autostart", "/etc/cron.d", "", "a/b", "UPPER"])
+def test_the_clusters_name_is_one(name: str, written: Path, workspaces: tuple[Workspace, Workspace], tmp_path: Path) -> None:
+    """It becomes a directory where a workspace is imported, and nobody checks the MAC of a lost controller's file there."""
+    (tmp_path / "new").mkdir()
+    with pytest.raises(BackupError, match="its manifest cannot be read"):
+        archive.read(forged(written, workspaces[0], cluster=name), tmp_path / "new", ca=None, who="x")
+
+
+def imported(file: Path, into: Path, *options: str) -> Result:
+    return CliRunner().invoke(app, ["workspace", "import", str(file), "--into", str(into), *options], catch_exceptions=True)
+
+
+def test_import_makes_a_workspace_and_overwrites_none(
+    written: Path, workspaces: tuple[Workspace, Workspace], tmp_path: Path
+) -> None:
+    done = imported(written, tmp_path / "new", "--json")
+    assert done.exit_code == 0, done.output
+    root = tmp_path / "new" / "workspace" / "mine"
+    assert json.loads(done.stdout)["caFingerprint"] == archive.fingerprint(ca_of(workspaces[0]))
+    assert {path.name for path in root.iterdir()} == {"cluster.yaml", "pki", "layout"}
+    assert stat.S_IMODE(root.stat().st_mode) == stat.S_IMODE((root / "pki").stat().st_mode) == 0o700
+    assert (root / "pki" / "encryption.key").read_bytes() == (workspaces[0].pki / "encryption.key").read_bytes()
+    assert [path.name for path in root.parent.iterdir()] == ["mine"], "nothing else is left there"
+    again = imported(written, tmp_path / "new")
+    assert isinstance(again.exception, BadInput)
+    assert "there is such a workspace already" in again.exception.message
+
+
+def test_import_refuses_another_ca_where_it_was_told_which(
+    written: Path, workspaces: tuple[Workspace, Workspace], tmp_path: Path
+) -> None:
+    right = archive.fingerprint(ca_of(workspaces[0])).upper()
+    wrong = imported(written, tmp_path / "new", "--ca-fingerprint", archive.fingerprint(ca_of(workspaces[1])))
+    assert isinstance(wrong.exception, BadInput)
+    assert "not the one that was given" in wrong.exception.message
+    assert not any((tmp_path / "new" / "workspace").iterdir())
+    assert imported(written, tmp_path / "new", "--ca-fingerprint", right).exit_code == 0
+
+
+def test_a_key_of_ssh_takes_the_place_of_nothing(written: Path, workspaces: tuple[Workspace, Workspace], tmp_path: Path) -> None:
+    def change(content: dict[str, bytes]) -> None:
+        content["ssh/machines.json"] = b"{}"
+        manifest = json.loads(content[archive.MANIFEST])
+        (tmp_path / "key").write_bytes(b"{}")
+        manifest["files"]["ssh/machines.json"] = archive.sum_of(tmp_path / "key").model_dump()
+        content[archive.MANIFEST] = json.dumps(manifest).encode()
+        content[archive.MAC] = archive.mac_of(content[archive.MANIFEST], ca_of(workspaces[0]))
+
+    done = imported(rewritten(written, change), tmp_path / "new")
+    assert isinstance(done.exception, BackupError)
+    assert "a key of SSH is called machines.json" in done.exception.message
+    assert not any((tmp_path / "new" / "workspace").iterdir())

@@ -5,8 +5,11 @@ from __future__ import annotations
 import datetime as dt
 from pathlib import Path
 
-from provisioner.backup import snapshot
+import pytest
+
+from provisioner.backup import restore, snapshot
 from provisioner.backup.snapshot import Backup
+from provisioner.errors import BadInput
 from provisioner.etcd_api import Status
 from provisioner.workspace import Workspace
 
@@ -43,10 +46,36 @@ def test_lists_are_newest_first_and_hold_nothing_else(tmp_path: Path) -> None:
     found = snapshot.listed(workspace)
     assert [one.path.name for one in found] == [names[1], names[2], names[0]]
     assert [one.sealed for one in found] == [False, True, True]
-    assert [one.path.name for one in snapshot.outdated(found, 2)] == [names[0]]
-    assert snapshot.outdated(found, 3) == ()
+    assert [one.path.name for one in snapshot.outdated(found, 2, made=tmp_path)] == [names[0]]
+    assert snapshot.outdated(found, 3, made=tmp_path) == ()
+    assert snapshot.outdated(found, 2, made=found[2].path) == (), "the one just made stays, whatever the clock says"
 
 
 def test_a_list_of_none(tmp_path: Path) -> None:
     assert snapshot.listed(Workspace(tmp_path, tmp_path / "cluster.yaml")) == ()
-    assert snapshot.outdated([Backup(tmp_path, 1, dt.datetime.now(dt.UTC))], 1) == ()
+    assert snapshot.outdated([Backup(tmp_path, 1, dt.datetime.now(dt.UTC))], 1, made=tmp_path) == ()
+
+
+def test_a_backup_takes_nobodys_place(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "there" / "backup"
+    target.parent.mkdir()
+    source.write_bytes(b"new")
+    snapshot._place(source, target)
+    assert target.read_bytes() == b"new"
+    with pytest.raises(BadInput, match="there is such a file already"):
+        snapshot._place(source, target)
+    assert [path.name for path in target.parent.iterdir()] == ["backup"]
+
+
+def test_revisions_never_come_twice() -> None:
+    """Whatever is restored after whatever: from what a store can have come to, on to what none has."""
+    now = 1_800_000_000
+    first = 5_000 + restore.bump(5_000, now)
+    lived = first + 900 * 3600
+    older_an_hour_later = 100 + restore.bump(100, now + 3600)
+    assert older_an_hour_later > lived
+    of_a_restored_one = lived + restore.bump(lived, now + 7200)
+    assert of_a_restored_one > older_an_hour_later
+    again_at_once = 5_000 + restore.bump(5_000, now + 1)
+    assert again_at_once > first
+    assert restore.bump(now * 1000 + 1, now) == 1_000_000_000, "a clock that stands in the past"

@@ -85,6 +85,10 @@ drills: system-test venv ## What high availability costs when machines vanish: t
 drill-kills: system-test venv ## `apply` killed at 30 random moments; the next one converges: figures into bench/results (half an hour)
 	@KILLS=full KILLS_OUT="bench/results/kills-$$(date -u +%F).json" $(BIN)/pytest tests/e2e/test_kills.py $(ARGS)
 
+.PHONY: drill-certs
+drill-certs: system-test venv ## Certificates valid for minutes: renewal under load, and back from beyond their end (20 minutes)
+	@EXPIRY=full EXPIRY_OUT="bench/results/certs-$$(date -u +%F).json" $(BIN)/pytest tests/e2e/test_expiry.py $(ARGS)
+
 .PHONY: drill-power-cut
 drill-power-cut: system venv ## SIGKILL for all machines of a QEMU cluster at once, then power: is every write there? (root; half an hour)
 	@tools/install-packages $(QEMU_PACKAGES)

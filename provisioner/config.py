@@ -23,6 +23,8 @@ DnsName = Annotated[
 Port = Annotated[int, Field(ge=1, le=65535)]
 # 1.36.3, without a leading "v"
 Version = Annotated[str, StringConstraints(pattern=r"^\d+\.\d+\.\d+$")]
+# Minutes, hours or days; minutes are for tests.
+Duration = Annotated[str, StringConstraints(pattern=r"^[1-9]\d{0,5}[mhd]$")]
 PortRange = Annotated[str, StringConstraints(pattern=r"^\d{1,5}-\d{1,5}$")]
 FlagValue = str | int | float | bool
 
@@ -152,6 +154,13 @@ class Etcd(Model):
     flags: dict[str, FlagValue] = Field(default={}, description="Further flags of etcd")
 
 
+class Certificates(Model):
+    """How long certificates are valid; CAs are for ten years."""
+
+    validity: Duration = Field(default="365d", description="From issue to end: a number with d, h or m; kubelets' own too")
+    renew_before: Duration = Field(default="90d", description="`apply` issues one anew that has less than this left")
+
+
 class Component(Model):
     """Overrides of one component's command-line flags: `{flag-name: value}`, merged over the defaults."""
 
@@ -252,6 +261,7 @@ class Cluster(Model):
     )
     extra_sans: tuple[str, ...] = Field(default=(), description="Further names and addresses in the apiservers' certificates")
     etcd: Etcd = Field(default=Etcd(), description="The database")
+    certificates: Certificates = Field(default=Certificates(), description="How long certificates are valid")
     components: Components = Field(default=Components(), description="Flag overrides of the components")
     kubelet: Kubelet = Field(default=Kubelet(), description="The node agent, on every node")
     kube_proxy: KubeProxy = Field(default=KubeProxy(), description="Services on every node")

@@ -22,6 +22,7 @@ PATTERNS = {
     ),
     r"^\d+\.\d+\.\d+$": "must be a full version without a leading v, e.g. 1.36.3",
     r"^\d{1,5}-\d{1,5}$": "must be two ports with a hyphen between, e.g. 30000-32767",
+    r"^[1-9]\d{0,5}[mhd]$": "must be a number with d, h or m, e.g. 365d",
 }
 # Keys whose values may carry a password.
 _SECRET = frozenset({"http", "https"})

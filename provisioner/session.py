@@ -46,7 +46,8 @@ class Session:
     ``log`` is this run's own directory, ``sockets`` the one of SSH's control sockets. ``joining`` are machines that join the
     running etcd cluster; ``leaving`` those that are in cluster.yaml no more; ``set_aside`` those that do not answer or have
     failed, with the reason: the others go on without them. ``scope`` names the machines that this run is about; None for all.
-    ``only_looks``: nothing at all may be written on a machine, not even what was learned of it.
+    ``only_looks``: nothing at all may be written on a machine, not even what was learned of it. ``renew``: every certificate is
+    issued anew, whatever time it has left.
     """
 
     cluster: Cluster
@@ -69,6 +70,7 @@ class Session:
     set_aside: Mapping[str, ProvisionerError] = field(default_factory=dict)
     scope: frozenset[str] | None = None
     only_looks: bool = False
+    renew: bool = False
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -168,7 +170,11 @@ def issue(session: Session) -> Session:
     """Certificates, keys and the administrator's kubeconfigs."""
     # also for those that are set aside: they are part of the cluster
     nodes = [node for node in session.cluster.nodes if session.concerns(node.name)]
-    made = pki.ensure(session.cluster, session.workspace.pki, now=dt.datetime.now(dt.UTC), nodes=nodes)
+    lifetimes = pki.Lifetimes.of(session.cluster)
+    if session.renew:
+        # none has as much time left as this
+        lifetimes = replace(lifetimes, renew_before=lifetimes.leaf + dt.timedelta(days=1))
+    made = pki.ensure(session.cluster, session.workspace.pki, now=dt.datetime.now(dt.UTC), nodes=nodes, lifetimes=lifetimes)
     for notice in made.notices:
         session.display.say(f"warning: {notice}")
     write_kubeconfigs(session.cluster, session.workspace, made)

@@ -75,6 +75,7 @@ RULES: tuple[Rule, ...] = (
     Rule(flags.config_fields, _CONFIGS),
     Rule(flags.reserved_resources, ("kubelet.systemReserved", "kubelet.kubeReserved")),
     Rule(flags.etcd_timing, ("etcd.electionTimeout", "etcd.heartbeatInterval")),
+    Rule(flags.certificate_lifetimes, ("certificates.renewBefore", "certificates.validity")),
     Rule(flags.etcd_quota, ("etcd.quotaBackendBytes",)),
     # what lies outside
     Rule(outside.kubernetes_version_known, ("kubernetes.version",)),

@@ -58,7 +58,14 @@ COMMANDS = (
     ("support", "support_bundle", "support-bundle"),
     ("reset", "reset", "reset"),
 )
-GROUPS = (("node", "node"), ("etcd", "etcd"), ("workspace", "workspace"), ("artifacts", "artifacts"), ("lab", "lab"))
+GROUPS = (
+    ("node", "node"),
+    ("etcd", "etcd"),
+    ("certs", "certs"),
+    ("workspace", "workspace"),
+    ("artifacts", "artifacts"),
+    ("lab", "lab"),
+)
 
 for _module, _function, _name in COMMANDS:
     app.command(_name)(getattr(importlib.import_module(f"provisioner.cli.{_module}"), _function))

@@ -67,8 +67,9 @@ def apply_cluster(
     skip_verify: bool = False,
     as_json: bool = False,
     deadline: float | None = None,
+    renew: bool = False,
 ) -> None:
-    """`apply` for a cluster at hand; prints the plan and asks unless told not to.
+    """`apply` for a cluster at hand, or with ``renew`` `certs renew`; prints the plan and asks unless told not to.
 
     Raises:
         ProvisionerError: some phase failed; the message says how to go on.
@@ -77,8 +78,8 @@ def apply_cluster(
 
     refuse_interrupted_replacement(workspace)
     chosen = phases.choose(only=only, start=start, skip_verify=skip_verify)
-    with open_session(cluster, workspace, "apply", deadline=deadline) as session:
-        done, changed = converge(session, chosen, yes=yes, quiet=as_json)
+    with open_session(cluster, workspace, "certs renew" if renew else "apply", deadline=deadline) as session:
+        done, changed = converge(replace(session, renew=renew), chosen, yes=yes, quiet=as_json)
         report(done, changed=changed, as_json=as_json)
 
 

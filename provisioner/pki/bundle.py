@@ -17,13 +17,14 @@ ROLE = "certificates"
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """A file that is the same on every machine that holds it."""
+    """A file that is the same on every machine that holds it; ``ca`` where it is the certificate of one."""
 
     path: str
     holder: Holder
     content: Callable[[Pki], bytes]
     owner: str = "root"
     secret: bool = False
+    ca: CaName | None = None
 
 
 def _ca(name: CaName) -> Callable[[Pki], bytes]:
@@ -46,10 +47,12 @@ _APISERVER = "/etc/kubernetes/kube-apiserver"
 _CONTROLLER_MANAGER = "/etc/kubernetes/kube-controller-manager"
 
 SHARED: tuple[Shared, ...] = (
-    Shared("/etc/kubernetes/pki/ca.crt", Holder.KUBERNETES_NODE, _ca(CaName.CLUSTER)),
-    Shared("/etc/etcd/pki/ca.crt", Holder.ETCD_MEMBER, _ca(CaName.ETCD), "etcd"),
-    Shared(f"{_APISERVER}/etcd-ca.crt", Holder.CONTROL_PLANE, _ca(CaName.ETCD), "kube-apiserver"),
-    Shared(f"{_APISERVER}/front-proxy-ca.crt", Holder.CONTROL_PLANE, _ca(CaName.FRONT_PROXY), "kube-apiserver"),
+    Shared("/etc/kubernetes/pki/ca.crt", Holder.KUBERNETES_NODE, _ca(CaName.CLUSTER), ca=CaName.CLUSTER),
+    Shared("/etc/etcd/pki/ca.crt", Holder.ETCD_MEMBER, _ca(CaName.ETCD), "etcd", ca=CaName.ETCD),
+    Shared(f"{_APISERVER}/etcd-ca.crt", Holder.CONTROL_PLANE, _ca(CaName.ETCD), "kube-apiserver", ca=CaName.ETCD),
+    Shared(
+        f"{_APISERVER}/front-proxy-ca.crt", Holder.CONTROL_PLANE, _ca(CaName.FRONT_PROXY), "kube-apiserver", ca=CaName.FRONT_PROXY
+    ),
     Shared(f"{_APISERVER}/service-account.key", Holder.CONTROL_PLANE, _service_account_private, "kube-apiserver", secret=True),
     Shared(f"{_APISERVER}/service-account.pub", Holder.CONTROL_PLANE, _service_account_public, "kube-apiserver"),
     Shared(

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
+from provisioner.config import Cluster
 from provisioner.errors import ProvisionerError
 from provisioner.pki.specs import CaName, Request
 
@@ -55,6 +56,16 @@ class Lifetimes:
     renew_before: dt.timedelta = dt.timedelta(days=90)
     backdate: dt.timedelta = dt.timedelta(minutes=5)
     warn_ca: dt.timedelta = dt.timedelta(days=365)
+
+    @classmethod
+    def of(cls, cluster: Cluster) -> Lifetimes:
+        """Those of cluster.yaml."""
+        return cls(leaf=_length(cluster.certificates.validity), renew_before=_length(cluster.certificates.renew_before))
+
+
+def _length(text: str) -> dt.timedelta:
+    """A Duration of cluster.yaml."""
+    return dt.timedelta(minutes=int(text[:-1]) * {"m": 1, "h": 60, "d": 1440}[text[-1]])
 
 
 @dataclass(frozen=True, slots=True)

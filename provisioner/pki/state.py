@@ -115,7 +115,7 @@ def ensure(
         cluster: the nodes, and the names and addresses they are called by.
         directory: made (0700) where it is missing.
         now: the present, with its time zone.
-        lifetimes: validity of new certificates and the threshold of renewal; with a ``renew_before`` beyond ``leaf``
+        lifetimes: instead of those of cluster.yaml; with a ``renew_before`` beyond ``leaf``
             every certificate is issued anew.
         nodes: the nodes whose certificates are wanted; default: all of the cluster.
 
@@ -127,7 +127,7 @@ def ensure(
     """
     if now.tzinfo is None:
         raise ValueError("`now` must have a time zone")
-    chosen = lifetimes or Lifetimes()
+    chosen = lifetimes or Lifetimes.of(cluster)
     wanted: dict[str | None, tuple[Request, ...]] = {None: requests_for_controller()}
     wanted.update((node.name, requests_for(cluster, node)) for node in (cluster.nodes if nodes is None else nodes))
     try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from provisioner import topology
-from provisioner.config import FlagValue
+from provisioner.config import Certificates, FlagValue
+from provisioner.pki import Lifetimes
 from provisioner.render.context import HostContext
 from provisioner.render.templates import role_defaults
 
@@ -97,6 +98,9 @@ def kube_controller_manager(host: HostContext) -> dict[str, object]:
         "node-cidr-mask-size": cluster.network.node_prefix,
         "service-cluster-ip-range": str(cluster.network.service_cidr),
     }
+    if cluster.certificates.validity != Certificates().validity:
+        # of the kubelets' client certificates
+        computed["cluster-signing-duration"] = f"{int(Lifetimes.of(cluster).leaf.total_seconds())}s"
     return {
         "kube_controller_manager_flags": flags(
             role_defaults("kube_controller_manager")["kube_controller_manager_base_flags"],

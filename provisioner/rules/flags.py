@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from provisioner.config import Cluster, FlagValue
+from provisioner.pki.issue import Lifetimes
 from provisioner.problems import Path, Problem, did_you_mean, error, quoted, warning
 from provisioner.rules import syntax
 from provisioner.rules.owned import COMMON_FIELDS, FIELDS, FLAGS
@@ -221,6 +222,20 @@ def etcd_timing(context: Context) -> Iterator[Problem]:
             f"{etcd.election_timeout} ms is less than five heartbeats of {etcd.heartbeat_interval} ms, which etcd refuses; "
             f"ten are usual: {min(10 * etcd.heartbeat_interval, 50_000)}",
         )
+
+
+def certificate_lifetimes(context: Context) -> Iterator[Problem]:
+    """A certificate is not due from its first moment on, and outlives no CA."""
+    lifetimes = Lifetimes.of(context.cluster)
+    if lifetimes.renew_before >= lifetimes.leaf:
+        given = context.cluster.certificates
+        yield error(
+            ("certificates", "renewBefore"),
+            f"{given.renew_before} is no less than the validity of {given.validity}: "
+            "every apply would issue every certificate anew",
+        )
+    if lifetimes.leaf > lifetimes.ca:
+        yield error(("certificates", "validity"), f"longer than CAs, which are valid for {lifetimes.ca.days}d")
 
 
 def etcd_quota(context: Context) -> Iterator[Problem]:

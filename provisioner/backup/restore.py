@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
 from typing import Any
 
-from provisioner import inventory, plays, preflight, registry, runner, topology
+from provisioner import inventory, plays, preflight, registry, runner, steps, topology
 from provisioner.backup.archive import SNAPSHOT, Opened
 from provisioner.cluster_api import ClusterApi, ClusterApiError
 from provisioner.config import Node, Role
-from provisioner.errors import BadInput, PreflightUnfit, ProvisionerError
+from provisioner.errors import BadInput, PreflightUnfit, ProvisionerError, VerifyFailed, WaitTimeout
 from provisioner.etcd_api import EtcdApi, EtcdError
 from provisioner.facts import ETCD_DATA, gather
 from provisioner.inventory import is_vital
@@ -39,6 +39,7 @@ from provisioner.workspace import Workspace, write_atomic
 MEMBERS_SECONDS = 120.0
 READY_SECONDS = 300.0
 COMMAND_SECONDS = 90.0
+SETTLE_SECONDS = 120.0
 # The new data, the snapshot it is made of, and room for etcd to work in.
 _ROOM = 3
 _MIB = 1 << 20
@@ -190,6 +191,19 @@ def _must(session: Session, node: Node, command: str) -> None:
     done = session.connections.run(node, command, timeout=COMMAND_SECONDS)
     if done.code:
         raise ProvisionerError(f"{node.name}: `{command}` failed: {done.complaint[-300:]}")
+
+
+def prove(session: Session) -> None:
+    """The proof of `apply`, tried for a while: what watches the API in pods, CoreDNS first, tries to come back at longer and longer
+    intervals while there is no API server, of half a minute in the end.
+
+    Raises:
+        VerifyFailed: it fails still.
+    """
+    try:
+        wait_until("the proof", lambda: steps.prove(session), seconds=SETTLE_SECONDS, every=3, retry_on=(VerifyFailed,))
+    except WaitTimeout:
+        steps.prove(session)
 
 
 def _begin(workspace: Workspace) -> str:

@@ -121,7 +121,6 @@ def restore(  # noqa: PLR0917 - typer reads the options from the signature
     """
     from provisioner import pki  # noqa: PLC0415
     from provisioner.backup import restore as restores  # noqa: PLC0415
-    from provisioner.steps import prove  # noqa: PLC0415
 
     loaded, workspace = open_cluster(cluster)
     require_built(workspace)
@@ -142,7 +141,7 @@ def restore(  # noqa: PLR0917 - typer reads the options from the signature
                 confirm(f"Put {loaded.name} back to that, and lose everything since?")
         done = restores.restore(known, opened, interpreters)
         if not skip_verify and not done.nodes_silent:
-            prove(replace(session, pki=pki.ensure(loaded, workspace.pki, now=dt.datetime.now(dt.UTC))))
+            restores.prove(replace(session, pki=pki.ensure(loaded, workspace.pki, now=dt.datetime.now(dt.UTC))))
     if as_json:
         print_json({"cluster": loaded.name, "backup": str(file), **_inside(opened), **done.to_json()})
     else:

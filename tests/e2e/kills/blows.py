@@ -48,7 +48,8 @@ def driver_alone(site: Site, driver: Driver, chance: random.Random) -> Struck:
     driver.process.kill()
     code = driver.end()
     time.sleep(chance.choice((0.0, 0.0, 1.0)))
-    left = tuple(" ".join(line.split()[:3])[:100] for line in site.processes().values())
+    # names without directories: the record is kept, and another machine has others
+    left = tuple(" ".join(word.rpartition("/")[2] for word in line.split()[:3])[:100] for line in site.processes().values())
     return Struck("SIGKILL for the driver alone", code, (-signal.SIGKILL, 0), left=left)
 
 

@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from provisioner import node_answer
 from provisioner.certs import node_script
 from provisioner.certs.model import CONTROLLER, Found, Row, State
 from provisioner.certs.places import Place, places_on
@@ -152,15 +153,7 @@ def _ask(cluster: Cluster, node: Node, connections: Connections, judge: Judge) -
         for place in places
     ]
     script = f"{_script()}\nreport(json.loads({json.dumps(questions)!r}))\n".encode()
-    done = connections.run(node, "exec python3 -IBS -", stdin=script, timeout=SECONDS)
-    # a login shell may print its own lines around ours
-    lines = [line for line in done.stdout.splitlines() if line.startswith(b'{"certificates":')]
-    if done.code != 0 or not lines:
-        raise ProvisionerError(
-            f"{node.name}: its Python cannot run the look (exit code {done.code}): {done.complaint[-200:]}",
-            hint="`provisioner preflight` says what the machine lacks",
-        )
-    answers = json.loads(lines[-1])["certificates"]
+    answers = node_answer.ask(connections, node, script, key="certificates", seconds=SECONDS)["certificates"]
     found = {place: _pem(answer) for place, answer in zip(places, answers, strict=True)}
     files = {place.path: pem for place, (pem, _) in found.items() if pem and not place.address}
     rows = []

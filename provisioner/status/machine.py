@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from provisioner import node_answer
 from provisioner.config import Cluster, Node
-from provisioner.errors import ProvisionerError
 from provisioner.ssh import Connections
 from provisioner.status import node_script
 from provisioner.status.model import Backend, Proxy
@@ -47,21 +47,9 @@ def ask(cluster: Cluster, node: Node, connections: Connections, *, seconds: floa
         ProvisionerError: it cannot be reached, or cannot run the script.
     """
     sent = time.time()
-    done = connections.run(
-        node,
-        "exec python3 -IBS -",
-        stdin=script(ADMIN_SOCKET if node.is_kubernetes_node else "", vip_of(cluster) or ""),
-        timeout=seconds,
-    )
+    text = script(ADMIN_SOCKET if node.is_kubernetes_node else "", vip_of(cluster) or "")
+    answer = node_answer.ask(connections, node, text, key="status", seconds=seconds)
     received = time.time()
-    # a login shell may print its own lines around ours
-    lines = [line for line in done.stdout.splitlines() if line.startswith(b'{"status":')]
-    if done.code != 0 or not lines:
-        raise ProvisionerError(
-            f"{node.name}: its Python cannot run the look (exit code {done.code}): {done.complaint[-200:]}",
-            hint="`provisioner preflight` says what the machine lacks",
-        )
-    answer = json.loads(lines[-1])
     proxy = None
     if node.is_kubernetes_node:
         text, error = answer.get("haproxy", ""), answer.get("haproxy_error", "")

@@ -113,10 +113,10 @@ def _node(name: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
 
 
-def prepare(session: Session) -> Session:
-    """INPUTS: the plan, the cache. OUTPUTS: bundles of what the machines lack; proxies keep their ways to who leaves until then."""
+def keep_ways(session: Session) -> Session:
+    """The session with proxies that lead to control planes that leave, too, until :func:`leave_all` leads them elsewhere."""
     planes = [leaver.node for leaver in departing(session) if _serves(leaver)]
-    return sessions.pack(sessions.lead_to(session, planes) if planes else session)
+    return sessions.lead_to(session, planes) if planes else session
 
 
 def _serves(leaver: Leaver) -> bool:

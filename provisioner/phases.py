@@ -41,7 +41,7 @@ LOOK = (
 )
 CHANGE = (
     Phase("packages", "Install the distribution's packages", steps.install_packages, wanted=steps.lacks_packages),
-    Phase("bundles", "Pack what the machines lack", leave.prepare, needs="packages"),
+    Phase("bundles", "Pack what the machines lack", steps.prepare, needs="packages"),
     Phase("machines", "Prepare the machines", needs="bundles"),
     # before the playbook that may restart members: whoever joins must not find the quorum at its edge
     Phase("members", "Change etcd's member list", steps.change_members, needs="machines", wanted=steps.changes_members),

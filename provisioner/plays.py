@@ -88,14 +88,17 @@ def play(
 
 def set_aside(session: Session, failures: Iterable[Failure]) -> Session:
     """The session without workers that have failed: the others go on, and the run ends with their names."""
-    gone = {failure.host: ApplyError(_headline(failure), details=tuple(lines_of(failure))) for failure in failures}
+    gone = {failure.host: ApplyError(_headline(failure), details=tuple(_failure_lines(failure))) for failure in failures}
     for error in gone.values():
         session.display.say(f"warning: set aside: {error.message}")
     return replace(session, set_aside={**session.set_aside, **gone})
 
 
-def refuse_failures(tally: Tally, session: Session) -> None:
+def refuse_failures(tally: Tally, session: Session, *, hint: str = "") -> None:
     """Raise the run's failures as one error.
+
+    Args:
+        hint: how to go on; default: by the next `apply`.
 
     Raises:
         ApplyError: with host, task, reason and journal of each.
@@ -105,12 +108,13 @@ def refuse_failures(tally: Tally, session: Session) -> None:
     first = tally.failures[0]
     details: list[str] = []
     for failure in tally.failures:
-        details += lines_of(failure)
+        details += _failure_lines(failure)
     details.append(f"the whole log: {session.log}")
     raise ApplyError(
         _headline(first),
         details=tuple(details),
-        hint=f"when it is mended, `provisioner apply --cluster {session.workspace.cluster_file}` goes on where this run stopped",
+        hint=hint
+        or f"when it is mended, `provisioner apply --cluster {session.workspace.cluster_file}` goes on where this run stopped",
     )
 
 
@@ -118,8 +122,7 @@ def _headline(failure: Failure) -> str:
     return f"{failure.host}: {failure.task or 'connect'}: {failure.reason.splitlines()[0]}"
 
 
-def lines_of(failure: Failure) -> list[str]:
-    """A failure for people: host, task, reason, and the last lines of the unit's journal."""
+def _failure_lines(failure: Failure) -> list[str]:
     where = f"{failure.role} : {failure.task}" if failure.role else failure.task
     lines = [f"{failure.host}: {where}: {'does not answer: ' if failure.unreachable else ''}{failure.reason}"]
     if failure.journal:

@@ -64,6 +64,11 @@ def _with_actual(session: Session) -> Session:
     return replace(session, states=states, actual=tally.results)
 
 
+def prepare(session: Session) -> Session:
+    """INPUTS: the plan, the cache. OUTPUTS: bundles of what machines lack; proxies with their ways to who leaves, until then."""
+    return sessions.pack(leave.keep_ways(session))
+
+
 def install_packages(session: Session) -> Session:
     """INPUTS: the machines' repositories. OUTPUTS: every machine has the packages it lacked, or is set aside."""
     tally = play(session, ("packages",))
@@ -243,13 +248,13 @@ def settle(session: Session) -> Session:
             for name in sorted(expected & nodes.keys() - labelled):
                 api.apply(labels[name])
                 labelled.add(name)
-            waiting = {name: _not_ready(nodes.get(name)) for name in sorted(expected)}
+            waiting = {name: not_ready(nodes.get(name)) for name in sorted(expected)}
             late.clear()
             late.update({name: why for name, why in waiting.items() if why})
             if late:
                 raise NotYet("; ".join(f"{name}: {why}" for name, why in late.items()))
             for node in planes:
-                _ready_server(api, node)
+                ready_server(api, node)
 
         try:
             wait_until("every node and API server ready", all_ready, seconds=READY_SECONDS)
@@ -286,7 +291,12 @@ def _without_late(session: Session, late: Mapping[str, str]) -> Session:
     return replace(session, set_aside={**session.set_aside, **aside})
 
 
-def _ready_server(api: ClusterApi, node: Node) -> None:
+def ready_server(api: ClusterApi, node: Node) -> None:
+    """Look once at one API server.
+
+    Raises:
+        NotYet: it is not ready, with what it said.
+    """
     try:
         answer = api.request_to(node, "/readyz")
     except ClusterApiError as error:
@@ -312,7 +322,8 @@ def _explained(session: Session, error: WaitTimeout) -> WaitTimeout:
     )
 
 
-def _not_ready(node: Mapping[str, Any] | None) -> str:
+def not_ready(node: Mapping[str, Any] | None) -> str:
+    """Why a Node is not Ready, by its own word; "" where it is."""
     if node is None:
         return "not registered"
     for condition in node["status"].get("conditions") or ():

@@ -21,6 +21,13 @@ from provisioner.errors import BadInput, ProvisionerError
 
 # Raised when the layout below changes; a workspace of another number is refused with the way to convert it.
 LAYOUT = 1
+# Names that the paths below take, and so no file of a user's beside them.
+RESERVED = frozenset(
+    {
+        *("cluster.yaml", "layout", "lock", "journal.jsonl", "machines.json", "known_hosts", "replacing", "restoring", "sockets"),
+        *("pki", "admin.kubeconfig", "break-glass.kubeconfig", "rendered", "inventory", "ansible", "logs", "backups", "bundles"),
+    }
+)
 
 
 def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o600) -> None:

@@ -48,8 +48,6 @@ _CHUNK = 1 << 20
 SSH = "ssh/"
 _KEY_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
 _PURPOSE = b"provisioner/backup/manifest/v1"
-
-
 _ROOTS = tuple(f"pki/{name}" for name in (*(f"{ca}-ca.pem" for ca in CaName), "service-account.pem", "encryption.key"))
 _NAMES = frozenset({MANIFEST, MAC, SNAPSHOT, CLUSTER_FILE, "known_hosts", *_ROOTS})
 

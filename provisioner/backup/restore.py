@@ -251,13 +251,8 @@ def _play(session: Session, playbook: str, opened: Opened, interpreters: Mapping
         hosts=len(reach),
         on_step=session.display.step,
     )
-    if tally.failures:
-        first = tally.failures[0]
-        raise ProvisionerError(
-            f"{first.host}: {first.task or 'connect'}: {first.reason.splitlines()[0]}",
-            details=(*(line for one in tally.failures for line in plays.lines_of(one)), f"the whole log: {session.log}"),
-            hint=_AGAIN if stamp else "nothing that runs was touched; where the snapshot itself is refused, use another backup",
-        )
+    nothing = "nothing that runs was touched; where the snapshot itself is refused, use another backup"
+    plays.refuse_failures(tally, session, hint=_AGAIN if stamp else nothing)
 
 
 def bump(revision: int, now: int) -> int:
@@ -285,12 +280,7 @@ def _whole(session: Session) -> None:
 
 def _serving(session: Session, api: ClusterApi) -> None:
     for node in session.cluster.control_planes:
-        try:
-            answer = api.request_to(node, "/readyz")
-        except ClusterApiError as error:
-            raise NotYet(error.message) from None
-        if answer.status != 200:
-            raise NotYet(f"{node.name}: /readyz gave {answer.status}")
+        steps.ready_server(api, node)
 
 
 def _nodes(session: Session, api: ClusterApi, silent: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
@@ -316,13 +306,14 @@ def _nodes(session: Session, api: ClusterApi, silent: Collection[str]) -> tuple[
         retry_on=(ClusterApiError,),
         hint="`provisioner apply`",
     )
-    before = {name: _ready(node)[1] for name, node in found.items()}
+    before = {name: _heartbeat(node) for name, node in found.items()}
     ranges = {name: str((node.get("spec") or {}).get("podCIDR", "")) for name, node in found.items()}
     late = tuple(sorted({*silent, *_at_nodes(session, lambda node: _start(session, node, ranges.get(node.name, "")))}))
 
     def ready() -> None:
-        waiting = [_why_not_ready(api, name, before.get(name, "")) for name in expected if name not in late]
-        if why := [line for line in waiting if line]:
+        nodes = {node["metadata"]["name"]: node for node in api.items("/api/v1/nodes")}
+        waiting = {name: _why_not_ready(nodes.get(name), before.get(name, "")) for name in expected if name not in late}
+        if why := [f"{name}: {reason}" for name, reason in waiting.items() if reason]:
             raise NotYet("; ".join(why))
 
     wait_until(
@@ -365,20 +356,15 @@ def _at_nodes(session: Session, work: Callable[[Node], object]) -> tuple[str, ..
     return tuple(errors)
 
 
-def _why_not_ready(api: ClusterApi, name: str, before: str) -> str:
-    """Why a Node is not Ready by its kubelet's new word; "" where it is. In the backup it may have been, ``before``."""
-    node = api.get({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
-    if node is None:
-        return f"{name}: not registered"
-    status, heartbeat = _ready(node)
+def _why_not_ready(node: Mapping[str, Any] | None, before: str) -> str:
+    """Why a Node is not Ready by its kubelet's new word; "" where it is. In the backup it may have been, at ``before``. Pure."""
     # not by the clock: the machine's may differ from this one's
-    if heartbeat == before:
-        return f"{name}: its kubelet has not reported yet"
-    return "" if status == "True" else f"{name}: not Ready"
+    if node is not None and _heartbeat(node) == before:
+        return "its kubelet has not reported yet"
+    return steps.not_ready(node)
 
 
-def _ready(node: Mapping[str, Any]) -> tuple[str, str]:
-    """Status of a Node's condition Ready, and when the kubelet said so last."""
+def _heartbeat(node: Mapping[str, Any]) -> str:
+    """When the kubelet told last whether its Node is Ready; "" where it never has."""
     conditions = (node.get("status") or {}).get("conditions") or ()
-    found: Mapping[str, Any] = next((one for one in conditions if one["type"] == "Ready"), {})
-    return str(found.get("status", "")), str(found.get("lastHeartbeatTime", ""))
+    return next((str(one.get("lastHeartbeatTime", "")) for one in conditions if one["type"] == "Ready"), "")

@@ -6,15 +6,18 @@ plain only where that was asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyrage
 
-from provisioner.backup.archive import BackupError
+from provisioner.backup import archive
+from provisioner.backup.archive import BackupError, Opened
 from provisioner.errors import BadInput
+from provisioner.workspace import private_directory
 
 _MAGIC = b"age-encryption.org/v1\n"
 _SCRYPT = b"-> scrypt "
@@ -110,6 +113,25 @@ def unseal(source: Path, target: Path, secret: Secret) -> None:
             f"{source}: cannot be decrypted: {error}; nothing was changed",
             hint="a wrong key or passphrase, or a file that is truncated or was changed",
         ) from None
+
+
+@contextlib.contextmanager
+def opened(file: Path, secret: Secret, *, parent: Path, prefix: str, ca: bytes | None) -> Iterator[tuple[Opened, Path]]:
+    """A backup's files for the time of the block, found whole; and the private directory below ``parent`` that holds them.
+
+    Args:
+        ca: as for :func:`archive.read`.
+
+    Raises:
+        BadInput, BackupError: as :func:`unseal` and :func:`archive.read`.
+    """
+    with private_directory(parent, prefix) as directory:
+        plain = file
+        if is_sealed(file):
+            plain = directory / "archive"
+            unseal(file, plain, secret)
+        (directory / "files").mkdir(mode=0o700)
+        yield archive.read(plain, directory / "files", ca=ca, who=str(file)), directory
 
 
 def _recipient(text: str) -> Any:

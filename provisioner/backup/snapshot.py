@@ -26,7 +26,7 @@ from provisioner.workspace import Workspace, private_directory
 # Seconds without a byte of it: a member reads its whole database, which a busy disk may interrupt.
 SILENT = 60.0
 SUFFIX = ".backup"
-_PRIVATE = ".backup."
+PRIVATE = ".backup."
 SEALED = ".backup.age"
 MIB = 1 << 20
 
@@ -78,7 +78,7 @@ def export(session: Session, *, key: seal.Key, target: Path) -> Backup:
 def _private(workspace: Workspace) -> Iterator[Path]:
     """In the workspace, where the next run takes away what a killed one has left: there are keys in it."""
     workspace.backups.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with private_directory(workspace.backups, _PRIVATE) as directory:
+    with private_directory(workspace.backups, PRIVATE) as directory:
         yield directory
 
 
@@ -109,8 +109,8 @@ def _place(source: Path, target: Path) -> None:
     Raises:
         BadInput: something has come there meanwhile.
     """
-    leftovers.sweep_private(target.parent, _PRIVATE)
-    with private_directory(target.parent, _PRIVATE) as directory:
+    leftovers.sweep_private(target.parent, PRIVATE)
+    with private_directory(target.parent, PRIVATE) as directory:
         whole = source
         if target.parent.stat().st_dev != source.stat().st_dev:
             whole = Path(shutil.copyfile(source, directory / "whole"))

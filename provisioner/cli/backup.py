@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,12 +23,10 @@ from provisioner.cli.backup_keys import (
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, confirm, console, open_cluster, output, print_json
 from provisioner.cli.run import DeadlineOption, open_session
 from provisioner.errors import ProvisionerError
-from provisioner.workspace import Workspace, private_directory
+from provisioner.workspace import Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from provisioner.backup.archive import Opened
+    from provisioner.backup.archive import Manifest, Opened
     from provisioner.backup.restore import Restored
     from provisioner.backup.seal import Secret
     from provisioner.backup.snapshot import Backup
@@ -128,7 +126,7 @@ def restore(  # noqa: PLR0917 - typer reads the options from the signature
     secret = secret_of(file, identity or [], passphrase_file)
     with (
         open_session(loaded, workspace, "etcd restore", deadline=deadline, again="run the restore again: it goes on") as session,
-        _opened(file, workspace, secret) as opened,
+        _open(file, workspace, secret) as (opened, _),
     ):
         known = replace(session, pki=pki.read(workspace.pki, now=dt.datetime.now(dt.UTC)))
         session.display.plan(PHASES)
@@ -143,7 +141,7 @@ def restore(  # noqa: PLR0917 - typer reads the options from the signature
         if not skip_verify and not done.nodes_silent:
             restores.prove(replace(session, pki=pki.ensure(loaded, workspace.pki, now=dt.datetime.now(dt.UTC))))
     if as_json:
-        print_json({"cluster": loaded.name, "backup": str(file), **_inside(opened), **done.to_json()})
+        print_json({"cluster": loaded.name, "backup": str(file), "manifest": _shown(opened.manifest), **done.to_json()})
     else:
         _report(opened, done, proved=not skip_verify and not done.nodes_silent)
     if done.nodes_silent:
@@ -181,22 +179,15 @@ def _words(age: dt.timedelta) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h" if minutes < 2880 else f"{minutes // 1440} days"
 
 
-@contextmanager
-def _opened(file: Path, workspace: Workspace, secret: Secret) -> Iterator[Opened]:
-    """The backup's files in a private directory, for the time of the block; found whole and of this cluster."""
-    from provisioner.backup import archive, seal  # noqa: PLC0415
+def _open(file: Path, workspace: Workspace, secret: Secret) -> AbstractContextManager[tuple[Opened, Path]]:
+    """The backup's files for the time of a block; found whole and of this cluster."""
+    from provisioner.backup import seal, snapshot  # noqa: PLC0415
     from provisioner.pki import CaName  # noqa: PLC0415
     from provisioner.pki.store import ca_file  # noqa: PLC0415
 
     ca = ca_file(workspace.pki, CaName.CLUSTER).read_bytes()
     workspace.backups.mkdir(mode=0o700, exist_ok=True)
-    with private_directory(workspace.backups, ".backup.") as directory:
-        plain = file
-        if seal.is_sealed(file):
-            plain = directory / "archive"
-            seal.unseal(file, plain, secret)
-        (directory / "files").mkdir(mode=0o700)
-        yield archive.read(plain, directory / "files", ca=ca, who=str(file))
+    return seal.opened(file, secret, parent=workspace.backups, prefix=snapshot.PRIVATE, ca=ca)
 
 
 def _row(backup: Backup) -> dict[str, object]:
@@ -205,9 +196,9 @@ def _row(backup: Backup) -> dict[str, object]:
         "bytes": backup.bytes,
         "taken": backup.taken.isoformat(timespec="seconds"),
         "encrypted": backup.sealed,
-        "manifest": backup.manifest.model_dump(mode="json", by_alias=True, exclude={"files"}) if backup.manifest else None,
+        "manifest": _shown(backup.manifest) if backup.manifest else None,
     }
 
 
-def _inside(opened: Opened) -> dict[str, object]:
-    return {"manifest": opened.manifest.model_dump(mode="json", by_alias=True, exclude={"files"})}
+def _shown(manifest: Manifest) -> dict[str, object]:
+    return manifest.model_dump(mode="json", by_alias=True, exclude={"files"})

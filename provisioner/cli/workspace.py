@@ -22,30 +22,12 @@ from provisioner.cli.backup_keys import (
 )
 from provisioner.cli.common import ClusterOption, JsonOption, console, open_cluster, output, print_json
 from provisioner.errors import BadInput
-from provisioner.workspace import Workspace, private_directory
+from provisioner.workspace import RESERVED, Workspace
 
 if TYPE_CHECKING:
     from provisioner.backup.archive import Opened
 
 _PRIVATE = ".import."
-# Names in a workspace that are nobody's key.
-_OWN = frozenset(
-    {
-        *("cluster.yaml", "known_hosts", "pki", "lock", "layout", "journal.jsonl", "machines.json", "restoring", "replacing"),
-        *(
-            "admin.kubeconfig",
-            "break-glass.kubeconfig",
-            "rendered",
-            "inventory",
-            "ansible",
-            "logs",
-            "backups",
-            "sockets",
-            "bundles",
-        ),
-    }
-)
-
 app = typer.Typer(help="Take the controller's own state to another machine.", no_args_is_help=True)
 
 
@@ -103,13 +85,7 @@ def import_(  # noqa: PLR0917 - typer reads the options from the signature
     parent = into / "workspace"
     parent.mkdir(parents=True, exist_ok=True)
     leftovers.sweep_private(parent, _PRIVATE)
-    with private_directory(parent, _PRIVATE) as directory:
-        plain = file
-        if seal.is_sealed(file):
-            plain = directory / "archive"
-            seal.unseal(file, plain, secret)
-        (directory / "files").mkdir(mode=0o700)
-        opened = archive.read(plain, directory / "files", ca=None, who=str(file))
+    with seal.opened(file, secret, parent=parent, prefix=_PRIVATE, ca=None) as (opened, directory):
         _refuse_other_ca(opened, ca_fingerprint, file)
         root = parent / opened.manifest.cluster
         if root.exists() and any(root.iterdir()):
@@ -159,7 +135,7 @@ def _arrange(opened: Opened, root: Path) -> Path:
     if loaded is not None and loaded.name != opened.manifest.cluster:
         raise archive.damaged(str(root.name), f"its cluster.yaml is of {loaded.name}, its manifest of {opened.manifest.cluster}")
     Workspace(root, root / archive.CLUSTER_FILE).create()
-    taken = {entry.name for entry in root.iterdir()} | _OWN
+    taken = {entry.name for entry in root.iterdir()} | RESERVED
     for name, path in opened.files.items():
         if name == archive.SNAPSHOT:
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,3 +80,19 @@ def test_revisions_never_come_twice() -> None:
     again_at_once = 5_000 + restore.bump(5_000, now + 1)
     assert again_at_once > first
     assert restore.bump(now * 1000 + 1, now) == 1_000_000_000, "a clock that stands in the past"
+
+
+def node(ready: str, heartbeat: str) -> dict[str, Any]:
+    condition = {"type": "Ready", "status": ready, "lastHeartbeatTime": heartbeat, "message": "no network"}
+    return {"metadata": {"name": "w"}, "status": {"conditions": [{"type": "DiskPressure", "status": "False"}, condition]}}
+
+
+def test_a_node_is_ready_by_its_kubelets_new_word_and_not_by_that_of_the_backup() -> None:
+    before = "2026-01-01T00:00:00Z"
+    assert restore._heartbeat(node("True", before)) == before
+    assert restore._heartbeat({"metadata": {"name": "w"}, "status": {}}) == ""
+    assert restore._why_not_ready(node("True", before), before) == "its kubelet has not reported yet"
+    assert restore._why_not_ready(node("True", "2025-12-31T23:59:59Z"), before) == "", "whatever the clock says"
+    assert restore._why_not_ready(node("False", "2026-01-01T00:00:09Z"), before) == "no network"
+    assert restore._why_not_ready(node("True", before), "") == "", "one that was not in the backup"
+    assert restore._why_not_ready(None, "") == "not registered"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from provisioner.cluster_api import ClusterApi
 from provisioner.config import Cluster, Node, Role
 from provisioner.errors import ApplyError, ProvisionerError
 from provisioner.etcd_api import Member
+from provisioner.events import Tally
 from provisioner.facts import HostFacts
 from provisioner.leaver import Leaver, Removal
 from provisioner.members import Join
@@ -156,6 +157,32 @@ def test_who_is_given_up_leaves_without_an_answer(session: Session, printed: io.
     assert [leaver.name for leaver in leave.departing(found)] == ["old-worker"]
     assert leave.departing(found)[0].registered
     assert "old-worker" not in printed.getvalue()
+
+
+def ours(node: Node) -> Leaver:
+    return Leaver(node, answers=True, ours=True)
+
+
+def test_proxies_keep_their_ways_to_control_planes_of_ours_that_leave(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without, nobody serves while the last API server is restarted, or the only one is replaced."""
+    led: list[list[str]] = []
+
+    def lead_to(given: Session, leaving: Iterable[Node]) -> Session:
+        led.append([node.name for node in leaving])
+        return given
+
+    monkeypatch.setattr("provisioner.session.lead_to", lead_to)
+    monkeypatch.setattr("provisioner.plays.play", lambda *_, **__: Tally(lambda _: None))
+    leave.keep_ways(replace(session, leaving=(ours(WORKER), ours(MEMBER), Leaver(PLANE))))
+    assert led == [], "no control plane that serves is among them"
+    session = replace(session, leaving=(ours(PLANE), ours(WORKER)))
+    leave.keep_ways(session)
+    assert led == [["old-cp"]]
+    changed = replace(session, plan=Plan((Change("cp-1", "api_proxy", "file", "/x", "change"),)))
+    leave._lead_elsewhere(changed)
+    assert led[1:] == [[]], "as cluster.yaml says"
+    leave._lead_elsewhere(replace(changed, set_aside={"old-cp": ProvisionerError("could not be drained")}))
+    assert led[2:] == [], "who stays serves"
 
 
 def test_there_is_something_to_do_only_where_a_machine_leaves(session: Session) -> None:

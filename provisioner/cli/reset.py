@@ -87,8 +87,9 @@ def _wipe(
     there = [node for node in chosen if not isinstance(found[node.name], ProvisionerError)]
     done = resets.wipe(session, there, seconds=deadline)
     if _is_whole(session.cluster, chosen):
-        # of some machines of a cluster that goes on, the record is what finds their Nodes when they are taken out of cluster.yaml
+        # no member has any data now, so none has that of two times
         session.workspace.restoring.unlink(missing_ok=True)
+        # of some machines of a cluster that goes on, the record is what finds their Nodes when they are taken out of cluster.yaml
         registry.forget(session.workspace, *(name for name, result in done.items() if not isinstance(result, ProvisionerError)))
     results: dict[str, ResetResult | ProvisionerError] = {}
     for node in chosen:

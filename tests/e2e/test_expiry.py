@@ -97,7 +97,9 @@ def beyond_the_end(real: Real) -> dict[str, Any]:
     for machine in machines:
         machine.power_off()
     own = [row for row in rows if not row["name"].endswith("-ca") and row["name"] != "kube-apiserver-loopback"]
-    end = max(dt.datetime.fromisoformat(row["notAfter"]) for row in own)
+    last = max(own, key=lambda row: str(row["notAfter"]))
+    end = dt.datetime.fromisoformat(last["notAfter"])
+    print(f"every machine is off until {end:%H:%M:%S} UTC, the end of {last['name']} on {last['machine']} ({last['where']})")
     time.sleep(max(0.0, (end - dt.datetime.now(dt.UTC)).total_seconds() + 5))
     for machine in machines:
         machine.start()

@@ -30,6 +30,9 @@ from provisioner.wait import wait_until
 ROLE = "leave"
 # On a Node that was cordoned because its machine leaves.
 LEAVING = "provisioner/leaving"
+# On a Node that was cordoned while its machine is upgraded.
+UPGRADING = "provisioner/upgrading"
+_OURS = (LEAVING, UPGRADING)
 # Seconds for etcd to take a member off its list, and for a new leader to be seen.
 MEMBER_SECONDS = 60.0
 # Until the controllers notice that a machine is silent: 40 s without a renewed lease, and some to spare.
@@ -94,19 +97,24 @@ def _is_drained(session: Session, leaver: Leaver) -> bool:
 
 
 def returned(session: Session, nodes: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """Nodes that were to leave, were cordoned for it, and stay after all: a change of mind between two runs. Pure.
+    """Nodes that we have cordoned, and that stay: a change of mind between two runs, or an upgrade that was cut short. Pure.
 
     Args:
         nodes: the API's Nodes by name.
     """
     staying = {node.name for node in session.nodes}
-    return tuple(name for name, node in nodes.items() if name in staying and LEAVING in (node["metadata"].get("annotations") or {}))
+    return tuple(name for name, node in nodes.items() if name in staying and is_ours(node))
+
+
+def is_ours(node: Mapping[str, Any]) -> bool:
+    """Whether it was us who cordoned a Node, and not an administrator."""
+    return any(mark in (node["metadata"].get("annotations") or {}) for mark in _OURS)
 
 
 def welcome_back(api: ClusterApi, name: str) -> None:
-    """Let pods be placed again on a Node that was to leave."""
+    """Let pods be placed again on a Node that we have cordoned."""
     # in one step: a cordon without its mark would be taken for an administrator's
-    api.merge(_node(name), {"metadata": {"annotations": {LEAVING: None}}, "spec": {"unschedulable": None}})
+    api.merge(_node(name), {"metadata": {"annotations": dict.fromkeys(_OURS)}, "spec": {"unschedulable": None}})
 
 
 def _node(name: str) -> dict[str, Any]:
@@ -152,7 +160,7 @@ def drain_all(session: Session) -> Session:
         for leaver in departing(session):
             if leaver.registered and _is_drained(session, leaver):
                 removal = session.removal
-                _mark(api, leaver.name)
+                mark(api, leaver.name, LEAVING)
                 try:
                     drain.drain(api, leaver.name, seconds=removal.drain_seconds, force=removal.force, say=session.display.say)
                 except Interrupted:
@@ -164,11 +172,15 @@ def drain_all(session: Session) -> Session:
     return replace(session, set_aside={**session.set_aside, **failures})
 
 
-def _mark(api: ClusterApi, name: str) -> None:
-    """Note that the cordon to come is ours: an administrator's own outlives a change of mind."""
+def mark(api: ClusterApi, name: str, why: str) -> None:
+    """Note that the cordon to come is ours: an administrator's own outlives a change of mind.
+
+    Args:
+        why: ``LEAVING`` or ``UPGRADING``.
+    """
     node = api.get(_node(name))
     if node is not None and not node["spec"].get("unschedulable"):
-        api.merge(_node(name), {"metadata": {"annotations": {LEAVING: "true"}}})
+        api.merge(_node(name), {"metadata": {"annotations": {why: "true"}}})
 
 
 def remove_dead_members(session: Session) -> None:

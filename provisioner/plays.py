@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from provisioner import inventory, runner, topology
@@ -54,12 +54,14 @@ def play(
     joins: str = "",
     on_step: Callable[[TaskStep], None] | None = None,
     check: bool = False,
+    variables: Mapping[str, object] | None = None,
 ) -> Tally:
     """Run playbooks against the session's machines, as the plan says.
 
     Args:
         joins: the machine whose member is on the member list, and shall be born into it now (etcd_join.yml).
         check: Ansible's check mode: nothing is written on any machine.
+        variables: instead of some of :func:`pace`'s.
     """
     interpreters = {name: facts.python for name, facts in session.facts.items()}
     # the role etcd starts what may start by itself; who must join first is left to the phase `members`
@@ -70,7 +72,7 @@ def play(
     tally = runner.play(
         playbooks,
         inventory=path,
-        variables=pace(session),
+        variables={**pace(session), **(variables or {})},
         log=session.log,
         sockets=session.sockets,
         hosts=len(states),
@@ -88,10 +90,15 @@ def play(
 
 def set_aside(session: Session, failures: Iterable[Failure]) -> Session:
     """The session without workers that have failed: the others go on, and the run ends with their names."""
-    gone = {failure.host: ApplyError(_headline(failure), details=tuple(_failure_lines(failure))) for failure in failures}
+    gone = {failure.host: explained(failure) for failure in failures}
     for error in gone.values():
         session.display.say(f"warning: set aside: {error.message}")
     return replace(session, set_aside={**session.set_aside, **gone})
+
+
+def explained(failure: Failure) -> ApplyError:
+    """One machine's failure as an error: task, reason, and the unit's last journal lines."""
+    return ApplyError(_headline(failure), details=tuple(_failure_lines(failure)))
 
 
 def refuse_failures(tally: Tally, session: Session, *, hint: str = "") -> None:

@@ -47,7 +47,7 @@ class Session:
     running etcd cluster; ``leaving`` those that are in cluster.yaml no more; ``set_aside`` those that do not answer or have
     failed, with the reason: the others go on without them. ``scope`` names the machines that this run is about; None for all.
     ``only_looks``: nothing at all may be written on a machine, not even what was learned of it. ``renew``: every certificate is
-    issued anew, whatever time it has left.
+    issued anew, whatever time it has left. ``upgrading``: what runs may have another Kubernetes version than cluster.yaml says.
     """
 
     cluster: Cluster
@@ -71,6 +71,7 @@ class Session:
     scope: frozenset[str] | None = None
     only_looks: bool = False
     renew: bool = False
+    upgrading: bool = False
 
     @property
     def nodes(self) -> tuple[Node, ...]:

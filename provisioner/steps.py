@@ -15,7 +15,7 @@ from provisioner import cluster_api, leave, members, objects, plays, verify
 from provisioner import session as sessions
 from provisioner.cluster_api import ClusterApi, ClusterApiError
 from provisioner.config import Node, Role
-from provisioner.errors import ApplyError, ProvisionerError, WaitTimeout
+from provisioner.errors import ApplyError, BadInput, ProvisionerError, WaitTimeout
 from provisioner.etcd_api import Member
 from provisioner.inventory import is_vital
 from provisioner.pki import CaName
@@ -27,8 +27,8 @@ from provisioner.wait import NotYet, wait_until
 READY_SECONDS = 180
 
 
-def read_state(session: Session) -> Session:
-    """INPUTS: rendered/. OUTPUTS: the actual state of every machine, the plan; tokens for nodes that must join."""
+def compare(session: Session) -> Session:
+    """INPUTS: rendered/. OUTPUTS: the actual state of every machine, what differs on them; tokens for nodes that must join."""
     rendered = sessions.render(session)
     # the official client takes a second to import: now, while Ansible waits for the machines
     threading.Thread(target=cluster_api.preload, name="import of the client", daemon=True).start()
@@ -37,6 +37,13 @@ def read_state(session: Session) -> Session:
     changes: list[Change] = []
     for name, state in rendered.states.items():
         changes += difference(state, rendered.actual[name])
+    return replace(rendered, plan=Plan(tuple(changes)))
+
+
+def read_state(session: Session) -> Session:
+    """INPUTS: rendered/. OUTPUTS: as :func:`compare`, and what differs in the cluster itself: objects, members, who leaves."""
+    rendered = compare(session)
+    changes = list(rendered.plan.changes)
     # a run about single machines is one about workers: etcd is not asked
     listed = members.listing(rendered) if rendered.scope is None else None
     looked = replace(rendered, joining=members.joins(rendered, listed))
@@ -167,11 +174,16 @@ def _look_at_cluster(
             stale = [secret for secret in objects.bootstrap_secrets(api) if session.concerns(objects.bootstrapped(secret))]
             nodes = _nodes(api, _expected(session), whole=session.scope is None)
             _name_strangers(session, nodes)
+            if not session.upgrading:
+                _refuse_other_version(session, api, nodes)
             back = leave.returned(session, nodes)
             differences = (
                 *objects.difference(api, desired),
                 *objects.deletions(stale),
-                *(Change(name, "settle", "node", name, "uncordon (it was to leave, and stays)") for name in back),
+                *(
+                    Change(name, "settle", "node", name, "uncordon (it was to leave, or was being upgraded, and stays)")
+                    for name in back
+                ),
             )
             return leave.seen(session, api, listed), differences
     except ClusterApiError as error:
@@ -180,6 +192,31 @@ def _look_at_cluster(
             raise
         session.display.say(f"warning: the API does not answer, and what it holds is not compared: {error.message}")
         return leave.seen(session, None, listed), _all_of(desired, "apply (the API does not answer yet)")
+
+
+def _refuse_other_version(session: Session, api: ClusterApi, nodes: Mapping[str, Mapping[str, Any]]) -> None:
+    """`apply` would put a new version on all machines at once, without a backup and with pods on them.
+
+    A kubelet that is not Ready does not count: it comes back with the version of cluster.yaml.
+
+    Raises:
+        BadInput: with the versions that run.
+    """
+    said = {"the API": str(api.request("GET", "/version").json().get("gitVersion") or "")}
+    known = {node.name for node in session.cluster.nodes}
+    said |= {
+        name: str(node["status"]["nodeInfo"]["kubeletVersion"])
+        for name, node in nodes.items()
+        if name in known and not not_ready(node)
+    }
+    wanted = f"v{session.cluster.kubernetes.version}"
+    others = {name: version for name, version in said.items() if version != wanted}
+    if others:
+        shown = ", ".join([f"{version} ({name})" for name, version in others.items()][:5] + ["…"] * (len(others) > 5))
+        raise BadInput(
+            f"cluster.yaml says Kubernetes {wanted}, and {shown} is what runs: nothing was changed",
+            hint="`provisioner upgrade` goes to another version; for everything else set `kubernetes.version` to what runs",
+        )
 
 
 def _all_of(desired: Sequence[objects.Object], action: str) -> tuple[Change, ...]:

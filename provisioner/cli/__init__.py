@@ -50,6 +50,7 @@ COMMANDS = (
     ("cluster", "plan", "plan"),
     ("cluster", "apply", "apply"),
     ("cluster", "up", "up"),
+    ("upgrade", "upgrade", "upgrade"),
     ("verify", "verify", "verify"),
     ("status", "status", "status"),
     ("kubeconfig", "kubeconfig", "kubeconfig"),

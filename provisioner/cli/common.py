@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,7 @@ from rich.markup import escape
 from provisioner.config import Cluster, Node
 from provisioner.errors import BadInput, Interrupted
 from provisioner.problems import did_you_mean
-from provisioner.workspace import Workspace
+from provisioner.workspace import Workspace, write_atomic
 
 # Progress, warnings and errors go to stderr; what a script may want to read goes to stdout.
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -96,6 +97,25 @@ def find_node(cluster: Cluster, workspace: Workspace, name: str) -> Node:
             f"there is no node {name!r} in {workspace.cluster_file}{did_you_mean(name, names)}",
             hint=f"its nodes are {', '.join(names)}",
         ) from None
+
+
+def rewrite(path: Path, *, read: str, text: str) -> None:
+    """Put an edited cluster.yaml in its place, with the mode and the owner that it had.
+
+    Args:
+        read: its text when it was read.
+
+    Raises:
+        BadInput: somebody else has edited it meanwhile.
+    """
+    if text == read:
+        return
+    if path.read_text() != read:
+        raise BadInput(f"{path} was changed meanwhile; nothing of it was overwritten", hint="run this again")
+    before = path.stat()
+    write_atomic(path, text, mode=before.st_mode & 0o777)
+    if os.geteuid() == 0:
+        os.chown(path, before.st_uid, before.st_gid)
 
 
 def print_json(document: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from provisioner.cli.common import ClusterOption, JsonOption, YesOption, console, open_cluster
+from provisioner.cli.common import ClusterOption, JsonOption, YesOption, console, open_cluster, rewrite
 from provisioner.cli.run import DeadlineOption, converge, open_session, report
 from provisioner.config import Cluster, Node, Role
 from provisioner.errors import BadInput, ProvisionerError
@@ -61,15 +60,8 @@ class _Request:
         Raises:
             BadInput: somebody else has edited it meanwhile.
         """
-        path = self.workspace.cluster_file
-        if self.edited is None:
-            return
-        if path.read_text() != self.read:
-            raise BadInput(f"{path} was changed meanwhile; nothing of it was overwritten", hint="run this again")
-        before = path.stat()
-        write_atomic(path, self.edited.text, mode=before.st_mode & 0o777)
-        if os.geteuid() == 0:
-            os.chown(path, before.st_uid, before.st_gid)
+        if self.edited is not None:
+            rewrite(self.workspace.cluster_file, read=self.read, text=self.edited.text)
 
 
 app = typer.Typer(

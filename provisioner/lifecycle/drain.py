@@ -16,7 +16,20 @@ from provisioner.errors import ProvisionerError, WaitTimeout
 from provisioner.lifecycle.pods import Budget, Drain, Pod, is_true, plan_drain, state_of
 from provisioner.wait import NotYet, wait_until
 
-__all__ = ["Drain", "Drained", "abandon", "await_silence", "cordon", "drain", "forget_node", "plan_drain", "uncordon"]
+__all__ = [
+    "LEAVING",
+    "UPGRADED",
+    "Drain",
+    "Drained",
+    "Purpose",
+    "abandon",
+    "await_silence",
+    "cordon",
+    "drain",
+    "forget_node",
+    "plan_drain",
+    "uncordon",
+]
 
 Say = Callable[[str], None]
 
@@ -33,8 +46,39 @@ _PODS = "/api/v1/pods"
 _BUDGETS = "/apis/policy/v1/poddisruptionbudgets"
 _ATTACHMENTS = "/apis/storage.k8s.io/v1/volumeattachments"
 
-# How a change of mind is carried out.
-KEPT = "put it back into cluster.yaml, and `provisioner apply` uncordons it"
+
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """What a node is drained for, in the words of errors.
+
+    Attributes:
+        after: what becomes of it when it cannot be drained.
+        again: how it goes on once the cause is gone.
+        patience: how it goes on with a longer deadline.
+        otherwise: what else can be done, a change of mind; may be empty.
+    """
+
+    after: str
+    again: str
+    patience: str
+    otherwise: str = ""
+
+    def ways(self, *ways: str) -> str:
+        """A remedy: one way, or the other."""
+        return "; or ".join(filter(None, (*ways, self.otherwise)))
+
+
+LEAVING = Purpose(
+    after="the node stays cordoned",
+    again="`provisioner apply` goes on",
+    patience="then remove it again, with a longer `--drain-timeout` where pods only need time",
+    otherwise="put it back into cluster.yaml, and `provisioner apply` uncordons it",
+)
+UPGRADED = Purpose(
+    after="nothing on it was changed, and it takes pods again",
+    again="`provisioner upgrade` goes on",
+    patience="then `provisioner upgrade` again, with a longer `--drain-timeout` where pods only need time",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +118,7 @@ def drain(
     force: bool = False,
     unreachable: bool = False,
     say: Say = lambda _: None,
+    purpose: Purpose = LEAVING,
 ) -> Drained:
     """Cordon a node and move its pods away, within their budgets; return when they are gone.
 
@@ -82,6 +127,7 @@ def drain(
         force: evict also pods that nobody replaces.
         unreachable: the machine does not answer: it is cordoned and no more, for nothing there can end. See :func:`abandon`.
         say: takes lines of progress.
+        purpose: for the words of errors.
 
     Raises:
         ProvisionerError: there are pods that nobody would replace, and no ``force``: nothing was changed.
@@ -99,7 +145,7 @@ def drain(
         everyone = (*plan.evict, *plan.stay, *plan.block)
         say(f"{name}: cordoned; {_count(len(everyone), 'pod')} on it cannot be asked to end")
         return Drained(name, True, was_cordoned, stayed=_names(everyone), seconds=time.monotonic() - began)
-    eviction = _Eviction(api, name, began + seconds, force=force, say=say)
+    eviction = _Eviction(api, name, began + seconds, force=force, say=say, purpose=purpose)
     try:
         wait_until(
             f"{name} drained", eviction.step, seconds=began + seconds - time.monotonic(), every=EVERY, retry_on=(ClusterApiError,)
@@ -186,8 +232,9 @@ def forget_node(api: ClusterApi, name: str) -> bool:
 class _Eviction:
     """The eviction of one node's pods under way."""
 
-    def __init__(self, api: ClusterApi, node: str, deadline: float, *, force: bool, say: Say) -> None:
+    def __init__(self, api: ClusterApi, node: str, deadline: float, *, force: bool, say: Say, purpose: Purpose) -> None:
         self._api, self._node, self._deadline, self._force, self._say = api, node, deadline, force, say
+        self._purpose = purpose
         self._seen: dict[str, Pod] = {}
         self._left: tuple[Pod, ...] = ()
         # uid -> what the API said to the eviction
@@ -211,7 +258,7 @@ class _Eviction:
             NotYet: pods are left.
             ProvisionerError: the API refuses an eviction for good.
         """
-        stays = f"; the node stays cordoned, until {KEPT}"
+        stays = "; " + self._purpose.ways(self._purpose.after)
         plan = _plan(self._api, self._node, force=self._force, timeout=self._timeout, hint=stays)
         first, before = not self._seen, len(self._left)
         self._left = (*plan.evict, *plan.block)
@@ -250,7 +297,7 @@ class _Eviction:
             return _reason(response)
         raise ProvisionerError(
             f"{self._node}: {pod} cannot be evicted: {response.node} answered {response.status}: {message_of(response)}",
-            hint=f"the node stays cordoned; once the cause is gone, `provisioner apply` goes on; or {KEPT}",
+            hint=f"{self._purpose.after}; " + self._purpose.ways(f"once the cause is gone, {self._purpose.again}"),
         )
 
     def _tell(self) -> None:
@@ -289,9 +336,9 @@ class _Eviction:
             remedies.append("look after whoever set the finalizers")
         if not ready:
             remedies.append("a kubelet that does not answer ends no pod: start it, or give up the machine")
-        remedies.append(f"then remove it again, with a longer `--drain-timeout` where pods only need time; or {KEPT}")
+        remedies.append(self._purpose.ways(self._purpose.patience))
         return WaitTimeout(
-            f"{self._node}: not drained within {seconds:g} s: {left}; the node stays cordoned",
+            f"{self._node}: not drained within {seconds:g} s: {left}; {self._purpose.after}",
             hint="; ".join(remedies),
             details=details,
         )

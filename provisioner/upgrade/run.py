@@ -1,0 +1,343 @@
+"""An upgrade under way: one stage after the other, each behind its gate; what fails is put back on the version it had."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from provisioner import leave, plays, steps
+from provisioner import session as sessions
+from provisioner.cluster_api import ClusterApi, ClusterApiError
+from provisioner.config import Cluster, Node, Role
+from provisioner.errors import ApplyError, ArtifactError, BadInput, ProvisionerError, WaitTimeout
+from provisioner.lifecycle import drain
+from provisioner.plan import Plan
+from provisioner.render import CachedArtifact
+from provisioner.session import Session
+from provisioner.ssh import parallel
+from provisioner.upgrade import workloads
+from provisioner.upgrade.course import Course, served
+from provisioner.upgrade.skew import Hop, Version
+from provisioner.upgrade.stages import API_SERVERS, BEFORE_NODES, NODES, Stage
+from provisioner.wait import NotYet, wait_until
+
+AGAIN = "`provisioner upgrade` goes on where this run stopped"
+READY_SECONDS = 180.0
+
+Cache = Mapping[str, Mapping[str, CachedArtifact]]
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long is waited for others' pods, in seconds, and whether those that nobody replaces are evicted."""
+
+    drain: float = 300.0
+    workloads: float = 300.0
+    force: bool = False
+
+
+def at(cluster: Cluster, version: Version) -> Cluster:
+    """The same cluster with another Kubernetes version."""
+    return cluster.model_copy(update={"kubernetes": cluster.kubernetes.model_copy(update={"version": str(version)})})
+
+
+def carry_out(session: Session, course: Course, patience: Patience, *, skip_verify: bool = False) -> Session:
+    """Bring every machine to the course's last version.
+
+    Args:
+        session: looked at, with the first hop's version and plan.
+        course: what ``chart`` found.
+        patience: with others' pods.
+        skip_verify: leave out the proof at the end.
+
+    Raises:
+        ProvisionerError: some machine failed; it was put back where that was possible, and the message says how to go on.
+    """
+    run = _Run(course, patience, _ways_back(session, course))
+    session.display.plan([row for hop in course.hops for row in _rows(session, hop, course)])
+    session.display.plan([("verify", "Prove the cluster works")])
+    for number, hop in enumerate(course.hops):
+        if number:
+            fresh = replace(session, cluster=at(session.cluster, hop.target), plan=Plan())
+            session = steps.read_state(sessions.fetch(fresh))
+        session = run.hop(session, hop)
+    if skip_verify:
+        session.display.finish("verify", state="skipped")
+        return session
+    session.display.start("verify")
+    session = steps.prove(session)
+    session.display.finish("verify")
+    return session
+
+
+def refuse_more(session: Session) -> None:
+    """An upgrade is no time for machines to come and go. Pure.
+
+    Raises:
+        BadInput: cluster.yaml says so all the same.
+    """
+    coming = [join.node.name for join in session.joining] + list(session.tokens)
+    going = [leaver.name for leaver in session.leaving]
+    if coming or going:
+        raise BadInput(
+            f"cluster.yaml also has machines come or go ({', '.join(dict.fromkeys((*coming, *going)))}): nothing was changed",
+            hint="set `kubernetes.version` to what runs now, `provisioner apply`, and upgrade then",
+        )
+
+
+def _rows(session: Session, hop: Hop, course: Course) -> list[tuple[str, str]]:
+    before = [(_row(hop, stage.name), f"{hop.target}: {stage.title}") for stage in BEFORE_NODES]
+    waves = [(_row(hop, _names(wave)), f"{hop.target}: {_names(wave)}") for wave in course.waves]
+    order = [*reversed(waves), *reversed(before)] if hop.back else [*before, *waves]
+    return [*order, (_row(hop, "objects"), f"{hop.target}: the cluster's own objects")]
+
+
+def _row(hop: Hop, name: str) -> str:
+    return f"{hop.target} {name}"
+
+
+def _names(nodes: Iterable[Node]) -> str:
+    return ", ".join(node.name for node in nodes)
+
+
+def _ways_back(session: Session, course: Course) -> dict[Version, Cache]:
+    """The artifacts of the versions that run, at hand before anything is changed."""
+    found = {}
+    for version in {*course.running.apiservers.values(), *course.running.kubelets.values()}:
+        try:
+            found[version] = sessions.fetch(replace(session, cluster=at(session.cluster, version))).cache
+        except (ArtifactError, BadInput) as error:
+            session.display.say(f"warning: a machine that fails cannot be put back on {version}: {error.message}")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    course: Course
+    patience: Patience
+    back: Mapping[Version, Cache] = field(repr=False)
+
+    def hop(self, session: Session, hop: Hop) -> Session:
+        """Everything to one version."""
+        with session.api() as api:
+            waves = list(self.course.waves)
+            if hop.back:
+                for wave in reversed(waves):
+                    self._wave(session, api, hop, wave)
+            for stage in reversed(BEFORE_NODES) if hop.back else BEFORE_NODES:
+                self._stage(session, api, hop, stage)
+            if not hop.back:
+                for wave in waves:
+                    self._wave(session, api, hop, wave)
+            row = _row(hop, "objects")
+            session.display.start(row)
+            session = steps.settle(steps.apply_objects(session))
+            self._await_workloads(api, "the cluster's own objects")
+            session.display.finish(row)
+        return session
+
+    # --- stages ------------------------------------------------------------------------------------------------
+
+    def _stage(self, session: Session, api: ClusterApi, hop: Hop, stage: Stage) -> None:
+        row = _row(hop, stage.name)
+        part = stage.part(session.plan, {node.name for node in session.nodes})
+        if not part:
+            session.display.finish(row, state="skipped")
+            return
+        session.display.start(row)
+        failed = _play(session, stage, part)
+        if failed:
+            self._give_up(session, hop, stage, failed)
+        if stage is API_SERVERS:
+            wait_until(
+                f"every API server ready with {hop.target}",
+                lambda: _all_served(session, api, hop.target),
+                seconds=READY_SECONDS,
+                hint=AGAIN,
+            )
+        session.display.finish(row)
+
+    def _wave(self, session: Session, api: ClusterApi, hop: Hop, wave: Sequence[Node]) -> None:
+        row = _row(hop, _names(wave))
+        part = NODES.part(session.plan, {node.name for node in wave})
+        hosts = {change.host for change in part.changes}
+        todo = [node for node in wave if node.name in hosts]
+        for node in wave:
+            # an earlier run was killed after its kubelet was ready
+            if node.name not in hosts:
+                _uncordon(api, node.name)
+        if not todo:
+            session.display.finish(row, state="skipped")
+            return
+        session.display.start(row)
+        self._drain(session, api, todo)
+        failed = _play(session, NODES, part)
+        good = [node.name for node in todo if node.name not in failed]
+        failed |= self._unready(api, good, hop.target, hint="")
+        for node in todo:
+            if node.name not in failed:
+                _uncordon(api, node.name)
+        if failed:
+            self._give_up(session, hop, NODES, failed, api=api)
+        self._await_workloads(api, _names(wave))
+        session.display.finish(row)
+
+    def _drain(self, session: Session, api: ClusterApi, nodes: Sequence[Node]) -> None:
+        def empty(node: Node) -> None:
+            leave.mark(api, node.name, leave.UPGRADING)
+            drain.drain(
+                api,
+                node.name,
+                seconds=self.patience.drain,
+                force=self.patience.force,
+                say=session.display.say,
+                purpose=drain.UPGRADED,
+            )
+
+        outcome = parallel(nodes, empty)
+        errors = [error for error in outcome.values() if isinstance(error, ProvisionerError)]
+        if errors:
+            for node in nodes:
+                _uncordon(api, node.name)
+            raise errors[0]
+
+    def _await_workloads(self, api: ClusterApi, after: str) -> None:
+        """The gate: whatever was whole at the beginning is whole again."""
+
+        def whole() -> None:
+            if fallen := workloads.fallen(self.course.workloads, workloads.look(api)):
+                raise NotYet(", ".join(str(one) for one in fallen))
+
+        wait_until(
+            f"after {after}: every workload Ready that was so before",
+            whole,
+            seconds=self.patience.workloads,
+            every=0.5,
+            hint=f"look at its pods; {AGAIN}, and takes no account then of what is not Ready when it begins",
+            retry_on=(ClusterApiError,),
+        )
+
+    def _unready(self, api: ClusterApi, names: Collection[str], version: Version, *, hint: str) -> dict[str, ProvisionerError]:
+        """Nodes that are not Ready with a version in time, with the reason; each still cordoned."""
+        late: dict[str, str] = {}
+
+        def ready() -> None:
+            late.clear()
+            late.update({name: why for name in names if (why := _not_yet(api, name, version))})
+            if late:
+                raise NotYet("; ".join(f"{name}: {why}" for name, why in late.items()))
+
+        try:
+            wait_until(f"Ready with {version}", ready, seconds=READY_SECONDS, hint=hint, retry_on=(ClusterApiError,))
+        except WaitTimeout as error:
+            # without a reason the API itself was not there to ask
+            reasons = late or dict.fromkeys(names, error.message)
+            return {name: ApplyError(f"{name}: not Ready within {READY_SECONDS:g} s: {why}") for name, why in reasons.items()}
+        return {}
+
+    # --- back --------------------------------------------------------------------------------------------------
+
+    def _give_up(
+        self, session: Session, hop: Hop, stage: Stage, failed: Mapping[str, ProvisionerError], *, api: ClusterApi | None = None
+    ) -> None:
+        """Put machines back on the version that they had, and end.
+
+        Raises:
+            ApplyError: always: with the machines, why they failed, and what became of them.
+        """
+        became = {name: self._put_back(session, stage, name, api) for name in failed}
+        first = next(iter(failed.values()))
+        raise ApplyError(
+            f"{hop.target}: {first.message}; {'; '.join(f'{name} {end}' for name, end in became.items())}",
+            details=tuple(line for error in failed.values() for line in (error.message, *error.details)),
+            hint=f"mend {', '.join(failed)}; {AGAIN}",
+        )
+
+    def _put_back(self, session: Session, stage: Stage, name: str, api: ClusterApi | None) -> str:
+        """What became of a machine, in words."""
+        version = self._had(session, stage, name)
+        if version is None or version not in self.back:
+            return "stays as it is" + (", cordoned" if api else "")
+        session.display.say(f"{name}: back to {version}")
+        old = replace(
+            session,
+            cluster=at(session.cluster, version),
+            cache=self.back[version],
+            scope=frozenset({name}),
+            set_aside={},
+            plan=Plan(),
+        )
+        try:
+            old = steps.compare(old)
+            failed = _play(old, stage, stage.part(old.plan, {name}))
+            if not failed and api:
+                failed = self._unready(api, [name], version, hint="")
+        except ProvisionerError as error:
+            failed = {name: error}
+        if failed:
+            session.display.say(f"warning: {next(iter(failed.values())).message}")
+            return f"could not be put back on {version}" + (", and stays cordoned" if api else "")
+        if api:
+            _uncordon(api, name)
+        return f"runs {version} again"
+
+    def _had(self, session: Session, stage: Stage, name: str) -> Version | None:
+        """The version of a stage's parts on a machine before; None where it is the new one already."""
+        running = self.course.running
+        if stage is NODES:
+            found = running.kubelets.get(name)
+        elif session.cluster.node(name).has(Role.CONTROL_PLANE):
+            found = running.apiservers.get(name)
+        else:
+            found = running.kubelets.get(name, running.oldest)
+        return None if found is None or str(found) == session.cluster.kubernetes.version else found
+
+
+def _play(session: Session, stage: Stage, part: Plan) -> dict[str, ProvisionerError]:
+    """Carry a stage's part of the plan out; what failed, by machine."""
+    mine = replace(session, plan=part)
+    if steps.lacks_packages(mine):
+        mine = steps.install_packages(mine)
+    sessions.pack(mine)
+    try:
+        # the wave is the batch: what is drained together is changed together
+        together = {"node_batch": "100%", "node_gate": True} if stage is NODES else {}
+        tally = plays.play(mine, stage.playbooks, variables=together)
+    finally:
+        sessions.discard(mine)
+    failures = [*tally.failures, *tally.aside.values()]
+    return {failure.host: plays.explained(failure) for failure in failures}
+
+
+def _all_served(session: Session, api: ClusterApi, version: Version) -> None:
+    for node in session.cluster.control_planes:
+        steps.ready_server(api, node)
+        try:
+            found = served(api, node)
+        except ClusterApiError as error:
+            raise NotYet(error.message) from None
+        if found != version:
+            raise NotYet(f"{node.name} serves {found}")
+
+
+def _not_yet(api: ClusterApi, name: str, version: Version) -> str:
+    """Why a Node does not count as Ready with a version; empty where it does, its agents included."""
+    node = api.get({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+    if why := steps.not_ready(node):
+        return why
+    assert node is not None  # noqa: S101 - by not_ready
+    running = node["status"]["nodeInfo"]["kubeletVersion"]
+    if Version.of(running) != version:
+        return f"its kubelet runs {running}"
+    waiting = workloads.unready_agents(api, name)
+    return f"not Ready on it: {', '.join(str(pod) for pod in waiting)}" if waiting else ""
+
+
+def _uncordon(api: ClusterApi, name: str) -> None:
+    """Let pods be placed again, unless it was an administrator who had forbidden it."""
+    node = api.get({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+    if node is not None and leave.is_ours(node):
+        leave.welcome_back(api, name)
+
+
+__all__ = ["AGAIN", "Patience", "at", "carry_out", "refuse_more"]

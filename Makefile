@@ -89,6 +89,10 @@ drill-kills: system-test venv ## `apply` killed at 30 random moments; the next o
 drill-certs: system-test venv ## Certificates valid for minutes: renewal under load, and back from beyond their end (20 minutes)
 	@EXPIRY=full EXPIRY_OUT="bench/results/certs-$$(date -u +%F).json" $(BIN)/pytest tests/e2e/test_expiry.py $(ARGS)
 
+.PHONY: drill-upgrade
+drill-upgrade: system-test venv ## From Kubernetes 1.35.4 to 1.36.3 under load, undisturbed: figures into bench/results (ten minutes)
+	@UPGRADE=full UPGRADE_OUT="bench/results/upgrade-$$(date -u +%F).json" $(BIN)/pytest tests/e2e/test_upgrade.py $(ARGS)
+
 .PHONY: drill-power-cut
 drill-power-cut: system venv ## SIGKILL for all machines of a QEMU cluster at once, then power: is every write there? (root; half an hour)
 	@tools/install-packages $(QEMU_PACKAGES)

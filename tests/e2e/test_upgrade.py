@@ -1,8 +1,8 @@
 """From Kubernetes 1.35.4 to 1.36.3 under load: writers through a node's own proxy, and a client of a Service with two pods.
 
-The short form, CI's: `upgrade` is killed in the midst of a drained machine, goes on, meets a machine on which the new kubelet cannot
-start, puts that one back, and comes to its end once the machine is mended. ``UPGRADE=full`` (`make drill-upgrade`) is one undisturbed
-run, measured against its bar; ``UPGRADE_OUT`` names a file for the figures.
+The short form, CI's: `upgrade` is killed in the midst of a drained machine, goes on, meets a machine on which the new kubelet
+cannot start, puts that one back, and comes to its end once the machine is mended. ``UPGRADE=full`` (`make drill-upgrade`) is one
+undisturbed run, measured against its bar; ``UPGRADE_OUT`` names a file for the figures.
 """
 
 from __future__ import annotations
@@ -171,11 +171,18 @@ def judge(site: Kit, record: Record, events: list[Event], window: Window, second
         longest_time_without_a_write=round(gap, 2),
         writes={client: asdict(figures.writes(events, client, window)) for client in figures.CLIENTS},
         errors=figures.errors(events),
+        refused=[round(at - window.begin, 1) for at in refusals(events)],
     )
     assert not lost
     assert polls.failed == 0, [event for event in events if event["kind"] == "poll" and event["error"]]
     assert gap < 30, "ten times the bar of 3 s, for the machine that runs this may be slow"
     assert not FULL or seconds < 3 * BAR
+
+
+def refusals(events: list[Event]) -> list[float]:
+    """When the node's own proxy took no connection."""
+    tries = [pair for event in events if event["kind"] == "write" for pair in event["errors"]]
+    return [at for at, error in tries if error.startswith("ConnectionRefused")]
 
 
 def undisturbed(real: Real) -> float:

@@ -10,6 +10,7 @@ from provisioner.config import Cluster
 from provisioner.errors import BadInput
 from provisioner.plan import CLUSTER, Change, Plan
 from provisioner.render import ROLES
+from provisioner.render.layout import binary_path
 from provisioner.upgrade import deprecated, stages, workloads
 from provisioner.upgrade.pin import pinned
 from provisioner.upgrade.skew import Version
@@ -31,7 +32,7 @@ def test_every_role_has_its_turn_and_only_one() -> None:
 def test_every_binary_comes_with_the_role_that_runs_it() -> None:
     for role in ROLES:
         for name in role.binaries:
-            assert stages.role_of(change("artifacts", stages.binary_path(name), kind="artifact")) == role.name
+            assert stages.role_of(change("artifacts", binary_path(name), kind="artifact")) == role.name
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from provisioner.cli.backup_keys import require_built
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, console, open_cluster, output, print_json
-from provisioner.cli.run import DeadlineOption
+from provisioner.cli.run import DeadlineOption, limited
 from provisioner.errors import ProvisionerError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def status(
         int, typer.Option("--within", metavar="DAYS", min=0, help="Fail (exit code 1) where one ends within so many days.")
     ] = 30,
     as_json: JsonOption = False,
+    deadline: DeadlineOption = None,
 ) -> None:
     """Every certificate in every place: on the controller, in files on machines, and as servers really show them.
 
@@ -49,7 +50,7 @@ def status(
     loaded, workspace = open_cluster(cluster)
     require_built(workspace)
     now = dt.datetime.now(dt.UTC)
-    with Connections(loaded, workspace) as connections:
+    with limited(deadline, "`provisioner certs status` again"), Connections(loaded, workspace) as connections:
         found = look(loaded, workspace, connections, pki.read(workspace.pki, now=now), now=now)
     rows, ending = by_days(found.rows, now), found.ending(within)
     if as_json:

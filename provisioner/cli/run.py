@@ -81,22 +81,35 @@ def open_session(
         display = display_for(console)
         session = Session(cluster, workspace, connections, load_lock(), display, log, sockets)
         try:
-            with _alarm(deadline) as expired, display.running():
-                try:
-                    yield session
-                except (KeyboardInterrupt, Interrupted, typer.Abort) as error:
-                    if expired.is_set():
-                        raise ProvisionerError(
-                            f"not done within {deadline:g} s, and stopped",
-                            hint=again,
-                        ) from None
-                    if isinstance(error, Interrupted):
-                        raise
-                    raise Interrupted("stopped by Ctrl-C", hint=again) from None
+            with limited(deadline, again), display.running():
+                yield session
         except ProvisionerError as error:
             workspace.record("failed", command=command, error=error.message, exit=int(error.exit_code))
             raise
         workspace.record("done", command=command)
+
+
+@contextmanager
+def limited(seconds: float | None, again: str) -> Iterator[None]:
+    """A block that is stopped at its deadline, as by Ctrl-C.
+
+    Args:
+        seconds: None for no deadline.
+        again: how to go on.
+
+    Raises:
+        Interrupted: Ctrl-C.
+        ProvisionerError: the deadline has passed.
+    """
+    with _alarm(seconds) as expired:
+        try:
+            yield
+        except (KeyboardInterrupt, Interrupted, typer.Abort) as error:
+            if expired.is_set():
+                raise ProvisionerError(f"not done within {seconds:g} s, and stopped", hint=again) from None
+            if isinstance(error, Interrupted):
+                raise
+            raise Interrupted("stopped by Ctrl-C", hint=again) from None
 
 
 @contextmanager

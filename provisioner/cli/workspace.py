@@ -21,6 +21,7 @@ from provisioner.cli.backup_keys import (
     secret_of,
 )
 from provisioner.cli.common import ClusterOption, JsonOption, console, open_cluster, output, print_json
+from provisioner.cli.run import DeadlineOption, limited, open_session
 from provisioner.errors import BadInput
 from provisioner.workspace import RESERVED, Workspace
 
@@ -39,17 +40,19 @@ def export(  # noqa: PLR0917 - typer reads the options from the signature
     passphrase_file: PassphraseOption = None,
     plain: PlainOption = False,
     as_json: JsonOption = False,
+    deadline: DeadlineOption = None,
 ) -> None:
     """Write cluster.yaml and every key that cannot be made again into one encrypted file. Asks no machine anything."""
     from provisioner import pki  # noqa: PLC0415 - keeps `--help` quick
     from provisioner.backup import snapshot  # noqa: PLC0415
-    from provisioner.cli.run import open_session  # noqa: PLC0415
 
     loaded, workspace = open_cluster(cluster)
     require_built(workspace)
     refuse_existing(target)
     key = key_of(recipients or [], passphrase_file, plain=plain)
-    with open_session(loaded, workspace, "workspace export", again="`provisioner workspace export` again") as session:
+    with open_session(
+        loaded, workspace, "workspace export", deadline=deadline, again="`provisioner workspace export` again"
+    ) as session:
         known = replace(session, pki=pki.read(workspace.pki, now=dt.datetime.now(dt.UTC)))
         made = snapshot.export(known, key=key, target=target.absolute())
     if as_json:
@@ -71,6 +74,7 @@ def import_(  # noqa: PLR0917 - typer reads the options from the signature
         ),
     ] = None,
     as_json: JsonOption = False,
+    deadline: DeadlineOption = None,
 ) -> None:
     """Make a workspace out of such a file, where the controller was lost or is another machine now. Overwrites nothing.
 
@@ -85,7 +89,10 @@ def import_(  # noqa: PLR0917 - typer reads the options from the signature
     parent = into / "workspace"
     parent.mkdir(parents=True, exist_ok=True)
     leftovers.sweep_private(parent, _PRIVATE)
-    with seal.opened(file, secret, parent=parent, prefix=_PRIVATE, ca=None) as (opened, directory):
+    with (
+        limited(deadline, "`provisioner workspace import` again"),
+        seal.opened(file, secret, parent=parent, prefix=_PRIVATE, ca=None) as (opened, directory),
+    ):
         _refuse_other_ca(opened, ca_fingerprint, file)
         root = parent / opened.manifest.cluster
         if root.exists() and any(root.iterdir()):

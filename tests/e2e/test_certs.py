@@ -58,9 +58,12 @@ def test_what_is_wrong_is_named_and_apply_mends_it(ha: Real) -> None:
     machine = ha.machine("worker-2")
     machine.cut_link()
     try:
+        late = ha.cli("certs", "status", "--deadline", "1")
         done = ha.cli("certs", "status", "--json")
     finally:
         machine.heal_link()
+    assert late.returncode == 1
+    assert "not done within 1 s" in late.stderr
     assert done.returncode == 1
     assert "no answer from worker-2" in done.stderr
     found = rows(done)

@@ -171,18 +171,11 @@ def judge(site: Kit, record: Record, events: list[Event], window: Window, second
         longest_time_without_a_write=round(gap, 2),
         writes={client: asdict(figures.writes(events, client, window)) for client in figures.CLIENTS},
         errors=figures.errors(events),
-        refused=[round(at - window.begin, 1) for at in refusals(events)],
     )
     assert not lost
     assert polls.failed == 0, [event for event in events if event["kind"] == "poll" and event["error"]]
     assert gap < 30, "ten times the bar of 3 s, for the machine that runs this may be slow"
     assert not FULL or seconds < 3 * BAR
-
-
-def refusals(events: list[Event]) -> list[float]:
-    """When the node's own proxy took no connection."""
-    tries = [pair for event in events if event["kind"] == "write" for pair in event["errors"]]
-    return [at for at, error in tries if error.startswith("ConnectionRefused")]
 
 
 def undisturbed(real: Real) -> float:

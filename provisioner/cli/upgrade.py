@@ -204,7 +204,7 @@ def _lines(session: Session, course: Course, *, backup: bool) -> Iterator[str]:
         for line in [*waves, *reversed(parts)] if hop.back else [*parts, *waves]:
             yield f"    {line}"
     for name in course.aside:
-        yield f"  warning: {name} is not Ready: it stays on its version"
+        yield f"  warning: {name} is not Ready: it is left as it is"
     for one in course.deprecated:
         yield f"  warning: somebody asks for {one}"
     for workload in broken(course.workloads):
@@ -237,7 +237,10 @@ def _nothing(session: Session, course: Course, *, as_json: bool) -> None:
     if as_json:
         print_json({"cluster": session.cluster.name, **course.to_json()})
     else:
-        console.print(f"nothing to do: API servers and kubelets run {session.cluster.kubernetes.version}", markup=False)
+        version = session.cluster.kubernetes.version
+        console.print(
+            f"nothing to do: API servers and kubelets run {version} (`provisioner apply` does whatever else is left)", markup=False
+        )
 
 
 def _show(session: Session, course: Course, *, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,18 +79,18 @@ def chart(session: Session, *, at_once: int | None) -> Course:
     # as for `apply`: a run that was cut short may have left API servers without the binding that makes `admin` one
     with session.api(leaf="break-glass") as api:
         nodes = {node["metadata"]["name"]: node for node in api.items("/api/v1/nodes", timeout=30)}
-        aside = _unready(cluster, nodes)
-        running = Running(
-            {node.name: _served(api, node) for node in cluster.control_planes},
-            {name: _kubelet(nodes[name]) for name in (node.name for node in cluster.kubernetes_nodes) if name not in aside},
-            _members(session),
-        )
+        unready = _unready(cluster, nodes)
+        servers, silent = _answers(parallel(cluster.control_planes, lambda node: served(api, node)))
+        etcd, dumb = _answers(parallel(cluster.etcd_members, lambda node: _member(session, node)))
+        kubelets = {node.name: _kubelet(nodes[node.name]) for node in cluster.kubernetes_nodes if node.name not in unready}
+        running = Running(servers, kubelets, etcd)
+        _refuse_broken(session, running, unready, (*silent, *dumb))
         way = hops(running, target, releases)
         if not way:
             return Course(running, (), ())
         workers = [node for node in cluster.kubernetes_nodes if not is_vital(node)]
         waves = tuple(
-            tuple(node for node in wave if node.name not in aside)
+            tuple(node for node in wave if node.name not in unready)
             for wave in stages.waves(cluster, at_once or stages.default_wave(workers))
         )
         return Course(
@@ -99,28 +99,43 @@ def chart(session: Session, *, at_once: int | None) -> Course:
             tuple(wave for wave in waves if wave),
             deprecated.asked_for(api, cluster.control_planes, target),
             workloads.look(api),
-            aside,
+            unready,
         )
 
 
 def _unready(cluster: Cluster, nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, ProvisionerError]:
-    """Workers that cannot be upgraded now.
+    """Machines whose Node is not Ready, with the reason."""
+    why = {node.name: not_ready(nodes.get(node.name)) for node in cluster.kubernetes_nodes}
+    return {name: ApplyError(f"{name}: its Node is not Ready: {reason}", hint=_MEND) for name, reason in why.items() if reason}
+
+
+def _answers(asked: Mapping[str, Version | ProvisionerError]) -> tuple[dict[str, Version], tuple[ProvisionerError, ...]]:
+    """Those that said their version, and the errors of the others."""
+    said = {name: value for name, value in asked.items() if not isinstance(value, ProvisionerError)}
+    return said, tuple(value for value in asked.values() if isinstance(value, ProvisionerError))
+
+
+def _refuse_broken(
+    session: Session, running: Running, unready: Mapping[str, ProvisionerError], silent: Iterable[ProvisionerError]
+) -> None:
+    """No upgrade begins with a control plane or a member that is not well; one that has begun goes on without it, for nothing else
+    leads out of mixed versions.
 
     Raises:
-        ApplyError: one that is not well is more than a worker.
+        ApplyError: names what is not well.
     """
-    aside = {}
-    for node in cluster.kubernetes_nodes:
-        if why := not_ready(nodes.get(node.name)):
-            error = ApplyError(f"{node.name}: its Node is not Ready: {why}", hint=_MEND)
-            if is_vital(node):
-                raise ApplyError(f"{error.message}; nothing was changed", hint=_MEND)
-            aside[node.name] = error
-    if len(aside) == len([node for node in cluster.kubernetes_nodes if not is_vital(node)]) > 1:
-        raise ApplyError(
-            "no worker is Ready; nothing was changed", hint=_MEND, details=tuple(error.message for error in aside.values())
-        )
-    return dict(aside)
+    cluster = session.cluster
+    vital = [*(error for name, error in unready.items() if is_vital(cluster.node(name))), *silent]
+    workers = [node.name for node in cluster.kubernetes_nodes if not is_vital(node)]
+    if workers and set(workers) <= unready.keys() and len(workers) > 1:
+        vital += [unready[name] for name in workers]
+    if not vital:
+        return
+    if running.mixed:
+        for error in vital:
+            session.display.say(f"warning: {error.message}")
+        return
+    raise ApplyError(f"{vital[0].message}; nothing was changed", hint=_MEND, details=tuple(error.message for error in vital[1:]))
 
 
 def served(api: ClusterApi, node: Node) -> Version:
@@ -137,13 +152,6 @@ def served(api: ClusterApi, node: Node) -> Version:
         raise ClusterApiError(f"{node.name}: its API server calls its version {text!r}", status=answer.status) from None
 
 
-def _served(api: ClusterApi, node: Node) -> Version:
-    try:
-        return served(api, node)
-    except ClusterApiError as error:
-        raise ApplyError(f"{error.message}; nothing was changed", hint=_MEND) from None
-
-
 def _kubelet(node: Mapping[str, Any]) -> Version:
     text = str(node["status"]["nodeInfo"]["kubeletVersion"])
     try:
@@ -154,13 +162,6 @@ def _kubelet(node: Mapping[str, Any]) -> Version:
         ) from None
 
 
-def _members(session: Session) -> dict[str, Version]:
-    def version(node: Node) -> Version:
-        with members.api_of(session, node) as etcd:
-            return Version.of(etcd.status().version)
-
-    found = parallel(session.cluster.etcd_members, version)
-    for name, value in found.items():
-        if isinstance(value, ProvisionerError):
-            raise ApplyError(f"{name}: its member of etcd is not well: {value.message}; nothing was changed", hint=_MEND)
-    return {name: value for name, value in found.items() if isinstance(value, Version)}
+def _member(session: Session, node: Node) -> Version:
+    with members.api_of(session, node) as etcd:
+        return Version.of(etcd.status().version)

@@ -310,7 +310,9 @@ def _play(session: Session, stage: Stage, part: Plan) -> dict[str, ProvisionerEr
 
 
 def _all_served(session: Session, api: ClusterApi, version: Version) -> None:
-    for node in session.cluster.control_planes:
+    for node in session.nodes:
+        if not node.has(Role.CONTROL_PLANE):
+            continue
         steps.ready_server(api, node)
         try:
             found = served(api, node)

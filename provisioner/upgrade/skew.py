@@ -59,9 +59,10 @@ class Running:
         """Whether anything runs another version than this one."""
         return {*self.apiservers.values(), *self.kubelets.values()} != {target}
 
-    def of_machine(self, name: str) -> Version | None:
-        """A machine's version: its kubelet's, which is the last to move, or the API server's where it has no kubelet."""
-        return self.kubelets.get(name) or self.apiservers.get(name)
+    @property
+    def mixed(self) -> bool:
+        """Whether an upgrade is under way."""
+        return len({*self.apiservers.values(), *self.kubelets.values()}) > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ def hops(running: Running, target: Version, releases: Mapping[str, str]) -> tupl
         raise BadInput(f"Kubernetes {target} is not in versions.yml", hint=f"versions it knows: {_listed(known)}")
     if not running.differs(target):
         return ()
+    if not running.apiservers:
+        raise BadInput("no API server says its version", hint="`provisioner status` says what is wrong")
     newest, oldest = max(running.apiservers.values()), min(running.apiservers.values())
     _refuse_broken_skew(running)
     if target.line < newest.line:

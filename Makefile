@@ -59,7 +59,7 @@ lint: venv ## ruff, mypy --strict, ansible-lint (production), yamllint: all of t
 
 .PHONY: unit
 unit: venv ## Hermetic tests, a few seconds each
-	@$(BIN)/pytest tests/unit $(ARGS)
+	@$(BIN)/pytest -n auto --dist worksteal tests/unit $(ARGS)
 
 .PHONY: contract
 contract: venv ## Do Python and Ansible agree?
@@ -73,9 +73,12 @@ integration: system-test venv ## Parts against real servers and lab machines
 e2e: system-test venv ## Real clusters on lab machines, through the command line
 	@$(BIN)/pytest tests/e2e $(ARGS)
 
+# Hermetic tests side by side, on every core; clusters one after the other, for they share the machine. `-o testpaths` and not paths:
+# so tests/conftest.py sees a whole run, in which every end-to-end test must have its turn.
 .PHONY: test
 test: system-test venv lint ## Lint and every test, the real clusters included
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -q -n auto --dist worksteal tests/unit tests/contract
+	@$(BIN)/pytest -o testpaths="tests/integration tests/e2e" --durations=30 --durations-min=10 $(ARGS)
 
 .PHONY: drills
 drills: system-test venv ## What high availability costs when machines vanish: the full form (30 minutes), into bench/results

@@ -12,12 +12,14 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from provisioner.errors import ProvisionerError
+from provisioner.load import load
 from provisioner.wait import NotYet, wait_until
 from provisioner.workspace import write_atomic
 from tests.e2e.drills import figures
@@ -45,6 +47,8 @@ def test_through_the_window_under_load_and_back_from_beyond_the_end(
     with bare_lab("--control-planes", "3", "--workers", "1") as real:
         path = real.workspace.cluster_file
         path.write_text(path.read_text() + SHORT)
+        # with the validity: the kit would issue its own certificates for a year
+        real = replace(real, cluster=load(path))  # noqa: PLW2901 - it is this one from here on
         built = real.cli("apply", "--yes", "--skip-verify")
         assert built.returncode == 0, built.stderr
         record = {"validity": VALIDITY, **through_the_window(real), **beyond_the_end(real)}
@@ -99,8 +103,12 @@ def beyond_the_end(real: Real) -> dict[str, Any]:
     own = [row for row in rows if not row["name"].endswith("-ca") and row["name"] != "kube-apiserver-loopback"]
     last = max(own, key=lambda row: str(row["notAfter"]))
     end = dt.datetime.fromisoformat(last["notAfter"])
-    print(f"every machine is off until {end:%H:%M:%S} UTC, the end of {last['name']} on {last['machine']} ({last['where']})")
-    time.sleep(max(0.0, (end - dt.datetime.now(dt.UTC)).total_seconds() + 5))
+    print(
+        f"every machine is off until {end:%Y-%m-%d %H:%M:%S} UTC, the end of {last['name']} on {last['machine']} ({last['where']})"
+    )
+    seconds = (end - dt.datetime.now(dt.UTC)).total_seconds() + 5
+    assert seconds < 2 * MINUTES * 60, "a certificate with another validity than cluster.yaml's"
+    time.sleep(max(0.0, seconds))
     for machine in machines:
         machine.start()
     for node in real.cluster.nodes:

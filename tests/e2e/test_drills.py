@@ -378,7 +378,7 @@ def held(drill: Kit, address: str) -> str:
     return holder
 
 
-def test_one_control_plane_becomes_three_and_one_again(
+def one_control_plane_becomes_three_and_one_again(
     bare_lab: Callable[..., contextlib.AbstractContextManager[Real]], record: Record
 ) -> None:
     """By editing cluster.yaml and `apply`, under load; the machines that leave are as if they had never been there."""
@@ -405,6 +405,11 @@ def test_one_control_plane_becomes_three_and_one_again(
             assert left == "", f"{name}: {left}"
         verified(small)
         assert small.plan() == []
+
+
+if FULL:
+    # a cluster of its own, five minutes: in CI the rounds of test_kills.py grow one to three and shrink it again, without the load
+    test_one_control_plane_becomes_three_and_one_again = one_control_plane_becomes_three_and_one_again
 
 
 def applied_under_load(small: Real, change: Callable[[str], str], what: str, record: Record) -> None:

@@ -69,6 +69,9 @@ class WaitTimeout(ProvisionerError):  # noqa: N818
     """A deadline passed; the message carries the last observed state."""
 
 
+STOPPED = "stopped by Ctrl-C"
+
+
 class Interrupted(ProvisionerError):  # noqa: N818
     """Ctrl-C: stopped cleanly; the message says how to go on."""
 

@@ -111,6 +111,11 @@ def is_ours(node: Mapping[str, Any]) -> bool:
     return any(mark in (node["metadata"].get("annotations") or {}) for mark in _OURS)
 
 
+def is_upgraded(node: Mapping[str, Any]) -> bool:
+    """Whether we have cordoned a Node for an upgrade that did not come to its end there."""
+    return UPGRADING in (node["metadata"].get("annotations") or {})
+
+
 def welcome_back(api: ClusterApi, name: str) -> None:
     """Let pods be placed again on a Node that we have cordoned."""
     # in one step: a cordon without its mark would be taken for an administrator's

@@ -120,8 +120,7 @@ def refuse_failures(tally: Tally, session: Session, *, hint: str = "") -> None:
     raise ApplyError(
         _headline(first),
         details=tuple(details),
-        hint=hint
-        or f"when it is mended, `provisioner apply --cluster {session.workspace.cluster_file}` goes on where this run stopped",
+        hint=hint or f"when it is mended, {session.again} goes on where this run stopped",
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from provisioner.errors import ApplyError, Interrupted
+from provisioner.errors import STOPPED, ApplyError, Interrupted
 from provisioner.events import Tally, TaskStep
 from provisioner.share import ANSIBLE_CFG, PLAYBOOKS
 
@@ -96,7 +96,8 @@ def play(
     # the runner keeps the whole environment of this process there; that may hold what belongs in no log
     (log / "ansible" / "-".join(playbooks) / "command").unlink(missing_ok=True)
     if interrupted.is_set():
-        raise Interrupted("stopped by Ctrl-C", hint="`provisioner apply` goes on where this run stopped")
+        # how it goes on is known by whoever runs this
+        raise Interrupted(STOPPED)
     if result.status not in ("successful", "failed") or (result.status == "failed" and not tally.failures):
         output = (log / "ansible" / "-".join(playbooks) / "stdout").read_text(errors="replace").splitlines()
         raise ApplyError(

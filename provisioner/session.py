@@ -48,6 +48,7 @@ class Session:
     failed, with the reason: the others go on without them. ``scope`` names the machines that this run is about; None for all.
     ``only_looks``: nothing at all may be written on a machine, not even what was learned of it. ``renew``: every certificate is
     issued anew, whatever time it has left. ``upgrading``: what runs may have another Kubernetes version than cluster.yaml says.
+    ``holds``: kubelets and what is beside them keep their version, for an upgrade is under way.
     """
 
     cluster: Cluster
@@ -72,6 +73,12 @@ class Session:
     only_looks: bool = False
     renew: bool = False
     upgrading: bool = False
+    holds: bool = False
+
+    @property
+    def again(self) -> str:
+        """The command that goes on with this run, and the file it is about."""
+        return f"`provisioner {'upgrade' if self.upgrading else 'apply'} --cluster {self.workspace.cluster_file}`"
 
     @property
     def nodes(self) -> tuple[Node, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -19,12 +20,14 @@ from provisioner.errors import ApplyError, BadInput, ProvisionerError, WaitTimeo
 from provisioner.etcd_api import Member
 from provisioner.inventory import is_vital
 from provisioner.pki import CaName
-from provisioner.plan import CLUSTER, Change, Plan, difference
+from provisioner.plan import CLUSTER, CONTENT, Change, Plan, difference
 from provisioner.plays import play, refuse_failures, unit_active
+from provisioner.render import binary_path
 from provisioner.session import Session
 from provisioner.wait import NotYet, wait_until
 
 READY_SECONDS = 180
+_KUBELET = binary_path("kubelet")
 
 
 def compare(session: Session) -> Session:
@@ -52,12 +55,21 @@ def read_state(session: Session) -> Session:
         session.display.say(
             f"warning: {name} is a member of etcd, but no machine of cluster.yaml nor one that was; it is left as it is"
         )
+    if looked.holds:
+        changes = _without_nodes(changes)
     changes += members.changes(looked.joining)
     changes += cluster_changes
     changes += leave.changes(looked)
     looked = replace(looked, plan=Plan(tuple(changes)))
     members.refuse_unsafe_removal(looked, listed)
     return looked
+
+
+def _without_nodes(changes: Sequence[Change]) -> list[Change]:
+    """The changes without those that an upgrade makes on drained machines alone."""
+    from provisioner.upgrade.stages import NODES, role_of  # noqa: PLC0415 - it imports what the plan is of
+
+    return [change for change in changes if role_of(change) not in NODES.roles]
 
 
 def _with_actual(session: Session) -> Session:
@@ -167,6 +179,7 @@ def _look_at_cluster(
     desired = (*_desired_objects(session), *_labels(session))
     served = session.scope is not None or any(leaver.apiserver for leaver in session.leaving)
     if not served and not any(unit_active(session, node.name, "kube-apiserver.service") for node in session.cluster.control_planes):
+        _refuse_unseen_version(session, changes)
         return leave.seen(session, None, listed), _all_of(desired, "create")
     # the break-glass identity: a run that was cut short may have left API servers without the binding that makes `admin` one
     try:
@@ -174,8 +187,7 @@ def _look_at_cluster(
             stale = [secret for secret in objects.bootstrap_secrets(api) if session.concerns(objects.bootstrapped(secret))]
             nodes = _nodes(api, _expected(session), whole=session.scope is None)
             _name_strangers(session, nodes)
-            if not session.upgrading:
-                _refuse_other_version(session, api, nodes)
+            session = _with_versions(session, api, nodes)
             back = leave.returned(session, nodes)
             differences = (
                 *objects.difference(api, desired),
@@ -190,32 +202,58 @@ def _look_at_cluster(
         # machines that leave are not touched before it is known what the cluster knows of them
         if session.leaving or not _may_serve_again(error, changes):
             raise
+        _refuse_unseen_version(session, changes)
         session.display.say(f"warning: the API does not answer, and what it holds is not compared: {error.message}")
         return leave.seen(session, None, listed), _all_of(desired, "apply (the API does not answer yet)")
 
 
-def _refuse_other_version(session: Session, api: ClusterApi, nodes: Mapping[str, Mapping[str, Any]]) -> None:
+def _with_versions(session: Session, api: ClusterApi, nodes: Mapping[str, Mapping[str, Any]]) -> Session:
     """`apply` would put a new version on all machines at once, without a backup and with pods on them.
 
-    A kubelet that is not Ready does not count: it comes back with the version of cluster.yaml.
+    A kubelet that is not Ready does not count: it comes back with the version of cluster.yaml. A dead machine may be taken out
+    while an upgrade is under way, which could not go on otherwise; the other machines' kubelets then stay as they are.
 
     Raises:
         BadInput: with the versions that run.
     """
-    said = {"the API": str(api.request("GET", "/version").json().get("gitVersion") or "")}
-    known = {node.name for node in session.cluster.nodes}
+    if session.upgrading:
+        return session
+    said = {}
+    for node in session.cluster.control_planes:
+        with contextlib.suppress(ClusterApiError):
+            said[f"the API server of {node.name}"] = str(api.request_to(node, "/version").json().get("gitVersion") or "")
+    names = {node.name for node in session.nodes}
     said |= {
-        name: str(node["status"]["nodeInfo"]["kubeletVersion"])
+        f"the kubelet of {name}": str(node["status"]["nodeInfo"]["kubeletVersion"])
         for name, node in nodes.items()
-        if name in known and not not_ready(node)
+        if name in names and not not_ready(node)
     }
     wanted = f"v{session.cluster.kubernetes.version}"
     others = {name: version for name, version in said.items() if version != wanted}
-    if others:
-        shown = ", ".join([f"{version} ({name})" for name, version in others.items()][:5] + ["…"] * (len(others) > 5))
+    if not others:
+        return session
+    shown = ", ".join([f"{version} is {name}" for name, version in others.items()][:5] + ["…"] * (len(others) > 5))
+    if session.removal.given_up:
+        session.display.say(f"warning: an upgrade is under way ({shown}): kubelets and what is beside them stay as they are")
+        return replace(session, holds=True)
+    raise BadInput(
+        f"cluster.yaml says Kubernetes {wanted}, and {shown}: nothing was changed",
+        hint="`provisioner upgrade` goes to another version, or on; for everything else set `kubernetes.version` to what runs",
+    )
+
+
+def _refuse_unseen_version(session: Session, changes: Sequence[Change]) -> None:
+    """Where no API server tells its version: a kubelet that is another one than cluster.yaml's is an upgrade, too.
+
+    Raises:
+        BadInput: names the machines.
+    """
+    moved = [change.host for change in changes if change.what == _KUBELET and change.action.startswith(CONTENT)]
+    if moved and not session.upgrading:
         raise BadInput(
-            f"cluster.yaml says Kubernetes {wanted}, and {shown} is what runs: nothing was changed",
-            hint="`provisioner upgrade` goes to another version; for everything else set `kubernetes.version` to what runs",
+            f"the API does not answer, and {', '.join(moved)} would get another kubelet: nothing was changed",
+            hint="set `kubernetes.version` to what ran, `provisioner apply`, and `provisioner upgrade` then; where the file is "
+            f"just damaged, delete {_KUBELET} there, and `provisioner apply` again",
         )
 
 
@@ -354,7 +392,7 @@ def _explained(session: Session, error: WaitTimeout) -> WaitTimeout:
             details += [f"last lines of kubelet and flanneld on {node.name}:", *(f"  {line}" for line in tail.splitlines())]
     return WaitTimeout(
         error.message,
-        hint=f"when it is mended, `provisioner apply --cluster {session.workspace.cluster_file}` goes on where this run stopped",
+        hint=f"when it is mended, {session.again} goes on where this run stopped",
         details=tuple(details),
     )
 
@@ -387,7 +425,7 @@ def refuse_incomplete(session: Session) -> None:
     raise ApplyError(
         f"{names}: set aside{others}",
         hint="; ".join(dict.fromkeys(error.hint for name, error in session.set_aside.items() if error.hint and name in leaving))
-        or f"when {names} {'is' if len(session.set_aside) == 1 else 'are'} back or mended, run `provisioner apply` again",
+        or f"when {names} {'is' if len(session.set_aside) == 1 else 'are'} back or mended, run {session.again} again",
         details=tuple(line for error in session.set_aside.values() for line in (error.message, *error.details)),
     )
 

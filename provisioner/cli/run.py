@@ -20,7 +20,7 @@ from rich.markup import escape
 
 from provisioner.cli.common import console, output, print_json
 from provisioner.config import Cluster
-from provisioner.errors import ApplyError, BadInput, Interrupted, ProvisionerError
+from provisioner.errors import STOPPED, ApplyError, BadInput, Interrupted, ProvisionerError
 from provisioner.plan import CLUSTER, Change, Plan
 from provisioner.workspace import Workspace
 
@@ -107,9 +107,9 @@ def limited(seconds: float | None, again: str) -> Iterator[None]:
         except (KeyboardInterrupt, Interrupted, typer.Abort) as error:
             if expired.is_set():
                 raise ProvisionerError(f"not done within {seconds:g} s, and stopped", hint=again) from None
-            if isinstance(error, Interrupted):
+            if isinstance(error, Interrupted) and (error.hint or error.message != STOPPED):
                 raise
-            raise Interrupted("stopped by Ctrl-C", hint=again) from None
+            raise Interrupted(STOPPED, hint=again) from None
 
 
 @contextmanager

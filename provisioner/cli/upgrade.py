@@ -221,8 +221,9 @@ def _do(session: Session, course: Course, patience: Any, key: Key | None, *, ski
     if key is not None:
         session.display.plan([("backup", "Back the cluster up")])
         session.display.start("backup")
-        # of what runs now: a restore compares the versions
-        snapshot.take(replace(session, cluster=at(session.cluster, course.running.oldest)), key=key, target=None)
+        # of what has written to etcd until now: a restore compares the versions
+        version = max(course.running.apiservers.values())
+        snapshot.take(replace(session, cluster=at(session.cluster, version)), key=key, target=None)
         session.display.finish("backup")
     registry.remember(session.workspace, session.nodes)
     try:

@@ -6,13 +6,14 @@ https://kubernetes.io/docs/concepts/scheduling-eviction/api-eviction/
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from provisioner.cluster_api import ClusterApi, ClusterApiError, Object, Response, message_of
-from provisioner.errors import ProvisionerError, WaitTimeout
+from provisioner.errors import STOPPED, Interrupted, ProvisionerError, WaitTimeout
 from provisioner.lifecycle.pods import Budget, Drain, Pod, is_true, plan_drain, state_of
 from provisioner.wait import NotYet, wait_until
 
@@ -119,6 +120,7 @@ def drain(
     unreachable: bool = False,
     say: Say = lambda _: None,
     purpose: Purpose = LEAVING,
+    stop: threading.Event | None = None,
 ) -> Drained:
     """Cordon a node and move its pods away, within their budgets; return when they are gone.
 
@@ -128,8 +130,10 @@ def drain(
         unreachable: the machine does not answer: it is cordoned and no more, for nothing there can end. See :func:`abandon`.
         say: takes lines of progress.
         purpose: for the words of errors.
+        stop: set by another thread, which ends it.
 
     Raises:
+        Interrupted: ``stop`` was set.
         ProvisionerError: there are pods that nobody would replace, and no ``force``: nothing was changed.
         WaitTimeout: the deadline passed; ``details`` has each pod that is left with what holds it. The node stays cordoned.
     """
@@ -145,7 +149,7 @@ def drain(
         everyone = (*plan.evict, *plan.stay, *plan.block)
         say(f"{name}: cordoned; {_count(len(everyone), 'pod')} on it cannot be asked to end")
         return Drained(name, True, was_cordoned, stayed=_names(everyone), seconds=time.monotonic() - began)
-    eviction = _Eviction(api, name, began + seconds, force=force, say=say, purpose=purpose)
+    eviction = _Eviction(api, name, began + seconds, force=force, say=say, purpose=purpose, stop=stop)
     try:
         wait_until(
             f"{name} drained", eviction.step, seconds=began + seconds - time.monotonic(), every=EVERY, retry_on=(ClusterApiError,)
@@ -232,9 +236,11 @@ def forget_node(api: ClusterApi, name: str) -> bool:
 class _Eviction:
     """The eviction of one node's pods under way."""
 
-    def __init__(self, api: ClusterApi, node: str, deadline: float, *, force: bool, say: Say, purpose: Purpose) -> None:
+    def __init__(
+        self, api: ClusterApi, node: str, deadline: float, *, force: bool, say: Say, purpose: Purpose, stop: threading.Event | None
+    ) -> None:
         self._api, self._node, self._deadline, self._force, self._say = api, node, deadline, force, say
-        self._purpose = purpose
+        self._purpose, self._stop = purpose, stop
         self._seen: dict[str, Pod] = {}
         self._left: tuple[Pod, ...] = ()
         # uid -> what the API said to the eviction
@@ -258,6 +264,8 @@ class _Eviction:
             NotYet: pods are left.
             ProvisionerError: the API refuses an eviction for good.
         """
+        if self._stop is not None and self._stop.is_set():
+            raise Interrupted(STOPPED)
         stays = "; " + self._purpose.ways(self._purpose.after)
         plan = _plan(self._api, self._node, force=self._force, timeout=self._timeout, hint=stays)
         first, before = not self._seen, len(self._left)

@@ -19,7 +19,7 @@ from provisioner.render.layout import ROLES, RoleSpec, UnitSpec, binary_path
 from provisioner.render.machine import IMAGE_DIR, users_of
 from provisioner.render.templates import render, template_of
 
-__all__ = ["ROLES", "CachedArtifact", "HostContext", "Image", "MachineTraits", "render_host", "roles_of"]
+__all__ = ["ROLES", "CachedArtifact", "HostContext", "Image", "MachineTraits", "binary_path", "render_host", "roles_of"]
 
 
 def roles_of(host: HostContext) -> tuple[RoleSpec, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from provisioner import members
+from provisioner import leave, members
 from provisioner.cluster_api import ClusterApi, ClusterApiError
 from provisioner.config import Cluster, Node
 from provisioner.errors import ApplyError, BadInput, ProvisionerError
@@ -86,6 +86,9 @@ def chart(session: Session, *, at_once: int | None) -> Course:
         running = Running(servers, kubelets, etcd)
         _refuse_broken(session, running, unready, (*silent, *dumb))
         way = hops(running, target, releases)
+        if not way and any(leave.is_upgraded(nodes[node.name]) for node in cluster.kubernetes_nodes if node.name in nodes):
+            # killed on the last machine, or one that could not be put back
+            way = (Hop(target),)
         if not way:
             return Course(running, (), ())
         workers = [node for node in cluster.kubernetes_nodes if not is_vital(node)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from provisioner import leave, plays, steps
+from provisioner import leave, members, plays, steps
 from provisioner import session as sessions
 from provisioner.cluster_api import ClusterApi, ClusterApiError
 from provisioner.config import Cluster, Node, Role
@@ -14,15 +16,17 @@ from provisioner.lifecycle import drain
 from provisioner.plan import Plan
 from provisioner.render import CachedArtifact
 from provisioner.session import Session
-from provisioner.ssh import parallel
 from provisioner.upgrade import workloads
 from provisioner.upgrade.course import Course, served
 from provisioner.upgrade.skew import Hop, Version
-from provisioner.upgrade.stages import API_SERVERS, BEFORE_NODES, NODES, Stage
+from provisioner.upgrade.stages import API_SERVERS, BEFORE_NODES, MACHINES, NODES, Stage
+from provisioner.upgrade.workloads import Agent, Workload
 from provisioner.wait import NotYet, wait_until
 
 AGAIN = "`provisioner upgrade` goes on where this run stopped"
 READY_SECONDS = 180.0
+# Machines that are drained side by side.
+AT_A_TIME = 32
 
 Cache = Mapping[str, Mapping[str, CachedArtifact]]
 
@@ -53,14 +57,20 @@ def carry_out(session: Session, course: Course, patience: Patience, *, skip_veri
     Raises:
         ProvisionerError: some machine failed; it was put back where that was possible, and the message says how to go on.
     """
-    run = _Run(course, patience, _ways_back(session, course))
+    caches = _caches(session, course)
     session.display.plan([row for hop in course.hops for row in _rows(session, hop, course)])
     session.display.plan([("verify", "Prove the cluster works")])
+    if course.running.mixed:
+        course = _settled(session, course, patience)
     for number, hop in enumerate(course.hops):
         if number:
-            fresh = replace(session, cluster=at(session.cluster, hop.target), plan=Plan())
-            session = steps.read_state(sessions.fetch(fresh))
-        session = run.hop(session, hop)
+            fresh = replace(session, cluster=at(session.cluster, hop.target), cache=caches[hop.target], plan=Plan())
+            session = steps.read_state(fresh)
+            refuse_more(session)
+            members.refuse_quorum_loss(session, members.listing(session))
+        session = _Run(course, patience, caches).hop(session, hop)
+        # what a machine that fails in the next hop is put back on
+        course = replace(course, running=course.running.after(hop.target))
     if skip_verify:
         session.display.finish("verify", state="skipped")
         return session
@@ -100,10 +110,14 @@ def _names(nodes: Iterable[Node]) -> str:
     return ", ".join(node.name for node in nodes)
 
 
-def _ways_back(session: Session, course: Course) -> dict[Version, Cache]:
-    """The artifacts of the versions that run, at hand before anything is changed."""
-    found = {}
-    for version in {*course.running.apiservers.values(), *course.running.kubelets.values()}:
+def _caches(session: Session, course: Course) -> dict[Version, Cache]:
+    """The artifacts of every version on the way, and of those that run: at hand before anything is changed.
+
+    Raises:
+        ArtifactError: a version on the way cannot be had.
+    """
+    found = {hop.target: sessions.fetch(replace(session, cluster=at(session.cluster, hop.target))).cache for hop in course.hops}
+    for version in {*course.running.apiservers.values(), *course.running.kubelets.values()} - found.keys():
         try:
             found[version] = sessions.fetch(replace(session, cluster=at(session.cluster, version))).cache
         except (ArtifactError, BadInput) as error:
@@ -111,11 +125,28 @@ def _ways_back(session: Session, course: Course) -> dict[Version, Cache]:
     return found
 
 
+def _settled(session: Session, course: Course, patience: Patience) -> Course:
+    """A run that was cut short may have left workloads on their way: they get the time that a wave would give them."""
+    with session.api() as api:
+        waiting = list(workloads.broken(course.workloads))
+
+        def whole() -> None:
+            waiting[:] = [now for one in waiting if (now := workloads.again(api, one)) is not None and not now.whole]
+            if waiting:
+                raise NotYet(", ".join(str(one) for one in waiting))
+
+        try:
+            wait_until("every workload Ready", whole, seconds=patience.workloads, every=1, retry_on=(ClusterApiError,))
+        except WaitTimeout as error:
+            session.display.say(f"warning: {error.message}; these are not waited for any more")
+        return replace(course, workloads=workloads.look(api))
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     course: Course
     patience: Patience
-    back: Mapping[Version, Cache] = field(repr=False)
+    caches: Mapping[Version, Cache] = field(repr=False)
 
     def hop(self, session: Session, hop: Hop) -> Session:
         """Everything to one version."""
@@ -127,6 +158,7 @@ class _Run:
             for stage in reversed(BEFORE_NODES) if hop.back else BEFORE_NODES:
                 self._stage(session, api, hop, stage)
             if not hop.back:
+                self._require_servers(session, api, hop)
                 for wave in waves:
                     self._wave(session, api, hop, wave)
             row = _row(hop, "objects")
@@ -145,17 +177,37 @@ class _Run:
             session.display.finish(row, state="skipped")
             return
         session.display.start(row)
-        failed = _play(session, stage, part)
-        if failed:
-            self._give_up(session, hop, stage, failed)
+        # one machine after the other with all that it needs: what fails on the first is not on the disk of the second
+        down = {change.host for change in part.changes if change.kind == "unit" and change.action.startswith("start")}
+        hosts = sorted({change.host for change in part.changes}, key=lambda name: (name not in down, name))
+        for group in [hosts] if stage is MACHINES else [[name] for name in hosts]:
+            if failed := _play(session, stage, stage.part(part, group)):
+                self._give_up(session, hop, stage, failed)
         if stage is API_SERVERS:
+            planes = [node for node in session.nodes if node.has(Role.CONTROL_PLANE)]
             wait_until(
                 f"every API server ready with {hop.target}",
-                lambda: _all_served(session, api, hop.target),
+                lambda: _all_served(planes, api, hop.target),
                 seconds=READY_SECONDS,
                 hint=AGAIN,
             )
         session.display.finish(row)
+
+    def _require_servers(self, session: Session, api: ClusterApi, hop: Hop) -> None:
+        """No kubelet moves before the last API server has, also where one is away: it could meet that one.
+
+        Raises:
+            ApplyError: names it.
+        """
+        for node in session.cluster.control_planes:
+            try:
+                _all_served([node], api, hop.target)
+            except NotYet as error:
+                raise ApplyError(
+                    f"{error}: no kubelet goes to {hop.target} before every API server has",
+                    hint=f"bring {node.name} back, and `provisioner upgrade` goes on; where it is gone for good, "
+                    f"`provisioner node remove {node.name} --unreachable` first",
+                ) from None
 
     def _wave(self, session: Session, api: ClusterApi, hop: Hop, wave: Sequence[Node]) -> None:
         row = _row(hop, _names(wave))
@@ -170,32 +222,46 @@ class _Run:
             session.display.finish(row, state="skipped")
             return
         session.display.start(row)
+        # agents that were not Ready before are nobody's proof
+        excused = frozenset(agent for node in todo for agent in workloads.unready_agents(api, node.name))
         self._drain(session, api, todo)
         failed = _play(session, NODES, part)
         good = [node.name for node in todo if node.name not in failed]
-        failed |= self._unready(api, good, hop.target, hint="")
+        failed |= self._unready(api, good, hop.target, excused)
         for node in todo:
             if node.name not in failed:
                 _uncordon(api, node.name)
         if failed:
-            self._give_up(session, hop, NODES, failed, api=api)
+            self._give_up(session, hop, NODES, failed, api=api, excused=excused)
         self._await_workloads(api, _names(wave))
         session.display.finish(row)
 
     def _drain(self, session: Session, api: ClusterApi, nodes: Sequence[Node]) -> None:
-        def empty(node: Node) -> None:
-            leave.mark(api, node.name, leave.UPGRADING)
-            drain.drain(
-                api,
-                node.name,
-                seconds=self.patience.drain,
-                force=self.patience.force,
-                say=session.display.say,
-                purpose=drain.UPGRADED,
-            )
+        stop = threading.Event()
 
-        outcome = parallel(nodes, empty)
-        errors = [error for error in outcome.values() if isinstance(error, ProvisionerError)]
+        def empty(node: Node) -> ProvisionerError | None:
+            try:
+                leave.mark(api, node.name, leave.UPGRADING)
+                drain.drain(
+                    api,
+                    node.name,
+                    seconds=self.patience.drain,
+                    force=self.patience.force,
+                    say=session.display.say,
+                    purpose=drain.UPGRADED,
+                    stop=stop,
+                )
+            except ProvisionerError as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor(max_workers=min(len(nodes), AT_A_TIME), thread_name_prefix="drain") as pool:
+            try:
+                errors = [error for error in pool.map(empty, nodes) if error is not None]
+            except BaseException:
+                # Ctrl-C meets this thread alone
+                stop.set()
+                raise
         if errors:
             for node in nodes:
                 _uncordon(api, node.name)
@@ -203,32 +269,41 @@ class _Run:
 
     def _await_workloads(self, api: ClusterApi, after: str) -> None:
         """The gate: whatever was whole at the beginning is whole again."""
+        waiting: list[Workload] | None = None
 
         def whole() -> None:
-            if fallen := workloads.fallen(self.course.workloads, workloads.look(api)):
-                raise NotYet(", ".join(str(one) for one in fallen))
+            nonlocal waiting
+            if waiting is None:
+                waiting = list(workloads.fallen(self.course.workloads, workloads.look(api)))
+            else:
+                # these alone: a large cluster has thousands of others
+                waiting = [now for one in waiting if (now := workloads.again(api, one)) is not None and not now.whole]
+            if waiting:
+                raise NotYet(", ".join(str(one) for one in waiting))
 
         wait_until(
             f"after {after}: every workload Ready that was so before",
             whole,
             seconds=self.patience.workloads,
             every=0.5,
-            hint=f"look at its pods; {AGAIN}, and takes no account then of what is not Ready when it begins",
+            hint=f"look at its pods; {AGAIN}, and takes no account then of what is not Ready in time when it begins",
             retry_on=(ClusterApiError,),
         )
 
-    def _unready(self, api: ClusterApi, names: Collection[str], version: Version, *, hint: str) -> dict[str, ProvisionerError]:
+    def _unready(
+        self, api: ClusterApi, names: Collection[str], version: Version, excused: frozenset[Agent]
+    ) -> dict[str, ProvisionerError]:
         """Nodes that are not Ready with a version in time, with the reason; each still cordoned."""
         late: dict[str, str] = {}
 
         def ready() -> None:
             late.clear()
-            late.update({name: why for name in names if (why := _not_yet(api, name, version))})
+            late.update({name: why for name in names if (why := _not_yet(api, name, version, excused))})
             if late:
                 raise NotYet("; ".join(f"{name}: {why}" for name, why in late.items()))
 
         try:
-            wait_until(f"Ready with {version}", ready, seconds=READY_SECONDS, hint=hint, retry_on=(ClusterApiError,))
+            wait_until(f"Ready with {version}", ready, seconds=READY_SECONDS, retry_on=(ClusterApiError,))
         except WaitTimeout as error:
             # without a reason the API itself was not there to ask
             reasons = late or dict.fromkeys(names, error.message)
@@ -238,14 +313,21 @@ class _Run:
     # --- back --------------------------------------------------------------------------------------------------
 
     def _give_up(
-        self, session: Session, hop: Hop, stage: Stage, failed: Mapping[str, ProvisionerError], *, api: ClusterApi | None = None
+        self,
+        session: Session,
+        hop: Hop,
+        stage: Stage,
+        failed: Mapping[str, ProvisionerError],
+        *,
+        api: ClusterApi | None = None,
+        excused: frozenset[Agent] = frozenset(),
     ) -> None:
         """Put machines back on the version that they had, and end.
 
         Raises:
             ApplyError: always: with the machines, why they failed, and what became of them.
         """
-        became = {name: self._put_back(session, stage, name, api) for name in failed}
+        became = {name: self._put_back(session, stage, name, api, excused) for name in failed}
         first = next(iter(failed.values()))
         raise ApplyError(
             f"{hop.target}: {first.message}; {'; '.join(f'{name} {end}' for name, end in became.items())}",
@@ -253,16 +335,16 @@ class _Run:
             hint=f"mend {', '.join(failed)}; {AGAIN}",
         )
 
-    def _put_back(self, session: Session, stage: Stage, name: str, api: ClusterApi | None) -> str:
+    def _put_back(self, session: Session, stage: Stage, name: str, api: ClusterApi | None, excused: frozenset[Agent]) -> str:
         """What became of a machine, in words."""
         version = self._had(session, stage, name)
-        if version is None or version not in self.back:
+        if version is None or version not in self.caches:
             return "stays as it is" + (", cordoned" if api else "")
         session.display.say(f"{name}: back to {version}")
         old = replace(
             session,
             cluster=at(session.cluster, version),
-            cache=self.back[version],
+            cache=self.caches[version],
             scope=frozenset({name}),
             set_aside={},
             plan=Plan(),
@@ -271,7 +353,7 @@ class _Run:
             old = steps.compare(old)
             failed = _play(old, stage, stage.part(old.plan, {name}))
             if not failed and api:
-                failed = self._unready(api, [name], version, hint="")
+                failed = self._unready(api, [name], version, excused)
         except ProvisionerError as error:
             failed = {name: error}
         if failed:
@@ -282,15 +364,19 @@ class _Run:
         return f"runs {version} again"
 
     def _had(self, session: Session, stage: Stage, name: str) -> Version | None:
-        """The version of a stage's parts on a machine before; None where it is the new one already."""
-        running = self.course.running
+        """The version of a stage's parts on a machine before; None where it is the new one already, or is not known."""
+        running, target = self.course.running, Version.of(session.cluster.kubernetes.version)
+        server, kubelet = running.apiservers.get(name), running.kubelets.get(name)
         if stage is NODES:
-            found = running.kubelets.get(name)
-        elif session.cluster.node(name).has(Role.CONTROL_PLANE):
-            found = running.apiservers.get(name)
+            found = kubelet
+        elif server is not None and server != target:
+            found = server
+        elif kubelet is not None and kubelet.minor >= target.minor - 1:
+            # the last part of a machine to move: what moves before it was this version, too
+            found = kubelet
         else:
-            found = running.kubelets.get(name, running.oldest)
-        return None if found is None or str(found) == session.cluster.kubernetes.version else found
+            found = min(running.apiservers.values())
+        return None if found == target else found
 
 
 def _play(session: Session, stage: Stage, part: Plan) -> dict[str, ProvisionerError]:
@@ -306,13 +392,17 @@ def _play(session: Session, stage: Stage, part: Plan) -> dict[str, ProvisionerEr
     finally:
         sessions.discard(mine)
     failures = [*tally.failures, *tally.aside.values()]
-    return {failure.host: plays.explained(failure) for failure in failures}
+    without_packages = {name: error for name, error in mine.set_aside.items() if name not in session.set_aside}
+    return {**without_packages, **{failure.host: plays.explained(failure) for failure in failures}}
 
 
-def _all_served(session: Session, api: ClusterApi, version: Version) -> None:
-    for node in session.nodes:
-        if not node.has(Role.CONTROL_PLANE):
-            continue
+def _all_served(planes: Iterable[Node], api: ClusterApi, version: Version) -> None:
+    """Look once at API servers.
+
+    Raises:
+        NotYet: one is not ready, or serves another version.
+    """
+    for node in planes:
         steps.ready_server(api, node)
         try:
             found = served(api, node)
@@ -322,7 +412,7 @@ def _all_served(session: Session, api: ClusterApi, version: Version) -> None:
             raise NotYet(f"{node.name} serves {found}")
 
 
-def _not_yet(api: ClusterApi, name: str, version: Version) -> str:
+def _not_yet(api: ClusterApi, name: str, version: Version, excused: frozenset[Agent]) -> str:
     """Why a Node does not count as Ready with a version; empty where it does, its agents included."""
     node = api.get({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
     if why := steps.not_ready(node):
@@ -331,8 +421,8 @@ def _not_yet(api: ClusterApi, name: str, version: Version) -> str:
     running = node["status"]["nodeInfo"]["kubeletVersion"]
     if Version.of(running) != version:
         return f"its kubelet runs {running}"
-    waiting = workloads.unready_agents(api, name)
-    return f"not Ready on it: {', '.join(str(pod) for pod in waiting)}" if waiting else ""
+    waiting = sorted(f"{kind} {where}" for where, kind in workloads.unready_agents(api, name) - excused)
+    return f"not Ready on it: {', '.join(waiting)}" if waiting else ""
 
 
 def _uncordon(api: ClusterApi, name: str) -> None:

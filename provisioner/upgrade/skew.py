@@ -59,6 +59,10 @@ class Running:
         """Whether anything runs another version than this one."""
         return {*self.apiservers.values(), *self.kubelets.values()} != {target}
 
+    def after(self, version: Version) -> Running:
+        """What runs once everything has gone to a version."""
+        return Running(dict.fromkeys(self.apiservers, version), dict.fromkeys(self.kubelets, version), self.etcd)
+
     @property
     def mixed(self) -> bool:
         """Whether an upgrade is under way."""
@@ -91,8 +95,7 @@ def hops(running: Running, target: Version, releases: Mapping[str, str]) -> tupl
         return ()
     if not running.apiservers:
         raise BadInput("no API server says its version", hint="`provisioner status` says what is wrong")
-    newest, oldest = max(running.apiservers.values()), min(running.apiservers.values())
-    _refuse_broken_skew(running)
+    newest = max(running.apiservers.values())
     if target.line < newest.line:
         raise BadInput(
             f"API servers run {newest}, and there is no way back to {target}: a newer minor version stores objects in etcd that an "
@@ -100,16 +103,19 @@ def hops(running: Running, target: Version, releases: Mapping[str, str]) -> tupl
             hint="a cluster of the older version is restored from a backup: `provisioner reset`, `apply` with that version, "
             "`provisioner etcd restore`",
         )
-    way = _way(oldest, newest, target, tuple(known))
+    _refuse_broken_skew(running, target)
+    way = _way(running, target, tuple(known))
     _refuse_etcd(running, way, known)
     return way
 
 
-def _way(oldest: Version, newest: Version, target: Version, known: tuple[Version, ...]) -> tuple[Hop, ...]:
+def _way(running: Running, target: Version, known: tuple[Version, ...]) -> tuple[Hop, ...]:
+    newest, oldest = max(running.apiservers.values()), running.oldest
     if target.line == newest.line:
         # all API servers of one minor version, or an upgrade to it that was cut short
         return (Hop(target, back=target < newest),)
     steps = []
+    # an upgrade to the newest one that was cut short is finished first: its controllers may be those of before
     for minor in range(newest.minor + (oldest.line == newest.line), target.minor):
         patches = [version for version in known if version.line == (target.major, minor)]
         if not patches:
@@ -122,7 +128,7 @@ def _way(oldest: Version, newest: Version, target: Version, known: tuple[Version
     return (*steps, Hop(target))
 
 
-def _refuse_broken_skew(running: Running) -> None:
+def _refuse_broken_skew(running: Running, target: Version) -> None:
     newest, oldest = max(running.apiservers.values()), min(running.apiservers.values())
     if newest.major != oldest.major or newest.minor - oldest.minor > 1:
         raise BadInput(
@@ -132,12 +138,13 @@ def _refuse_broken_skew(running: Running) -> None:
     wrong = {
         name: version
         for name, version in running.kubelets.items()
-        if version.major != oldest.major or version.line > oldest.line or newest.minor - version.minor > NODE_SKEW
+        # one that is newer than an API server was upgraded without it; that API server's own upgrade is the cure
+        if version.major != oldest.major or version.line > target.line or newest.minor - version.minor > NODE_SKEW
     }
     if wrong:
         raise BadInput(
             f"kubelets run {_told(wrong)} beside API servers of {_told(running.apiservers)}: they may be {NODE_SKEW} minor "
-            "versions older than any API server, and never newer",
+            f"versions older than any API server, and never newer than {target}",
             hint="`provisioner node replace` makes such a machine anew",
         )
 

@@ -59,7 +59,21 @@ def fallen(before: Mapping[str, Workload], now: Mapping[str, Workload]) -> tuple
     return tuple(now[uid] for uid, one in before.items() if one.whole and uid in now and not now[uid].whole)
 
 
-def unready_agents(api: ClusterApi, node: str) -> tuple[Pod, ...]:
-    """The pods of DaemonSets on one node that are not Ready: they alone are there while it is drained."""
+def again(api: ClusterApi, one: Workload) -> Workload | None:
+    """The same workload as it is now; None where it was deleted."""
+    named = {"apiVersion": "apps/v1", "kind": one.kind, "metadata": {"namespace": one.namespace, "name": one.name}}
+    found = api.get(named)
+    now = Workload.of(one.kind, found) if found is not None else None
+    return now if now is not None and now.uid == one.uid else None
+
+
+# A DaemonSet by its namespace and ``Pod.owner``.
+Agent = tuple[str, str]
+
+
+def unready_agents(api: ClusterApi, node: str) -> frozenset[Agent]:
+    """The DaemonSets (namespace, ``DaemonSet NAME``) whose pod on one node is not Ready: they alone are on a drained one."""
     pods = (Pod.of(obj) for obj in api.items("/api/v1/pods", timeout=30, fieldSelector=f"spec.nodeName={node}"))
-    return tuple(pod for pod in pods if pod.owner.startswith("DaemonSet ") and not pod.ready and not pod.finished)
+    return frozenset(
+        (pod.namespace, pod.owner) for pod in pods if pod.owner.startswith("DaemonSet ") and not pod.ready and not pod.finished
+    )

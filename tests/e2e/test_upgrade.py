@@ -111,7 +111,7 @@ def test_what_is_refused_changes_nothing(old: Real) -> None:
         for command in (("apply", "--yes"), ("plan",), ("node", "remove", "worker-2", "--yes"), ("certs", "renew", "--yes")):
             done = old.cli(*command)
             assert done.returncode == 3, done.stderr
-            assert f"cluster.yaml says Kubernetes v{NEW}" in done.stderr
+            assert f"cluster.yaml says Kubernetes v{NEW}, and v{OLD} is the API server of cp-1" in done.stderr
             assert "`provisioner upgrade`" in done.stderr
     unknown = old.cli("upgrade", "--to", "1.99.0", "--yes", "--plain")
     assert unknown.returncode == 3

@@ -56,6 +56,10 @@ def test_what_is_no_version_is_none(text: str) -> None:
         # cut short: between API servers, between kubelets
         ("1.36.3 1.35.4 1.35.4", "1.35.4", "1.36.3", ["1.36.3"]),
         ("1.36.3 1.36.3", "1.36.3 1.35.4", "1.36.3", ["1.36.3"]),
+        # a control plane that was away while the others' kubelets went on: its own upgrade is the cure
+        ("1.36.3 1.35.4", "1.36.3 1.35.4", "1.36.3", ["1.36.3"]),
+        # cut short on the first hop, behind the API servers: it is finished first
+        ("1.35.4", "1.34.2", "1.36.1", ["1.35.4", "1.36.1"]),
         # kubelets may be three minor versions behind
         ("1.36.3", "1.34.2", "1.36.3", ["1.36.3"]),
         # cut short on the first of two hops: that one is finished before the second
@@ -87,7 +91,7 @@ def test_an_older_patch_is_a_way_back() -> None:
         (running("1.35.4"), "1.40.0", "1.40.0 is not in versions.yml"),
         (running("1.34.9"), "1.34.2", "its storage is never taken back"),
         (running("1.36.3 1.34.2"), "1.36.3", "more than one minor version apart"),
-        (running("1.35.4", "1.36.3"), "1.36.3", "never newer"),
+        (running("1.35.4", "1.37.0"), "1.36.3", "never newer than 1.36.3"),
         (running("1.37.0", "1.33.1", etcd="3.7.1"), "1.37.0", "may be 3 minor versions older"),
         (running("1.32.1", etcd="3.5.27"), "1.34.2", "versions.yml has no 1.33"),
     ],

@@ -3,7 +3,8 @@
 skew        what may run beside what, and over which versions the way leads
 stages      which part of the plan comes when, and which machines go together
 course      the look at what runs: the whole of what an upgrade will do
-run         doing it: gates between the parts, and back to the old version where one fails
+run         doing it, and back to the old version where a machine fails
+gates       what must hold before the next part
 workloads, deprecated, pin   the gate; what a newer API no longer has; the version in cluster.yaml
 """
 

@@ -16,11 +16,11 @@ from provisioner.lifecycle import drain
 from provisioner.plan import Plan
 from provisioner.render import CachedArtifact
 from provisioner.session import Session
-from provisioner.upgrade import workloads
-from provisioner.upgrade.course import Course, served
+from provisioner.upgrade import gates, workloads
+from provisioner.upgrade.course import Course
 from provisioner.upgrade.skew import Hop, Version
 from provisioner.upgrade.stages import API_SERVERS, BEFORE_NODES, MACHINES, NODES, Stage
-from provisioner.upgrade.workloads import Agent, Workload
+from provisioner.upgrade.workloads import Agent
 from provisioner.wait import NotYet, wait_until
 
 AGAIN = "`provisioner upgrade` goes on where this run stopped"
@@ -61,7 +61,7 @@ def carry_out(session: Session, course: Course, patience: Patience, *, skip_veri
     session.display.plan([row for hop in course.hops for row in _rows(session, hop, course)])
     session.display.plan([("verify", "Prove the cluster works")])
     if course.running.mixed:
-        course = _settled(session, course, patience)
+        course = gates.settled(session, course, seconds=patience.workloads)
     for number, hop in enumerate(course.hops):
         if number:
             fresh = replace(session, cluster=at(session.cluster, hop.target), cache=caches[hop.target], plan=Plan())
@@ -125,23 +125,6 @@ def _caches(session: Session, course: Course) -> dict[Version, Cache]:
     return found
 
 
-def _settled(session: Session, course: Course, patience: Patience) -> Course:
-    """A run that was cut short may have left workloads on their way: they get the time that a wave would give them."""
-    with session.api() as api:
-        waiting = list(workloads.broken(course.workloads))
-
-        def whole() -> None:
-            waiting[:] = [now for one in waiting if (now := workloads.again(api, one)) is not None and not now.whole]
-            if waiting:
-                raise NotYet(", ".join(str(one) for one in waiting))
-
-        try:
-            wait_until("every workload Ready", whole, seconds=patience.workloads, every=1, retry_on=(ClusterApiError,))
-        except WaitTimeout as error:
-            session.display.say(f"warning: {error.message}; these are not waited for any more")
-        return replace(course, workloads=workloads.look(api))
-
-
 @dataclass(frozen=True, slots=True)
 class _Run:
     course: Course
@@ -164,7 +147,7 @@ class _Run:
             row = _row(hop, "objects")
             session.display.start(row)
             session = steps.settle(steps.apply_objects(session))
-            self._await_workloads(api, "the cluster's own objects")
+            self._await_whole(api, "the cluster's own objects")
             session.display.finish(row)
         return session
 
@@ -187,7 +170,7 @@ class _Run:
             planes = [node for node in session.nodes if node.has(Role.CONTROL_PLANE)]
             wait_until(
                 f"every API server ready with {hop.target}",
-                lambda: _all_served(planes, api, hop.target),
+                lambda: gates.all_served(planes, api, hop.target),
                 seconds=READY_SECONDS,
                 hint=AGAIN,
             )
@@ -201,7 +184,7 @@ class _Run:
         """
         for node in session.cluster.control_planes:
             try:
-                _all_served([node], api, hop.target)
+                gates.all_served([node], api, hop.target)
             except NotYet as error:
                 raise ApplyError(
                     f"{error}: no kubelet goes to {hop.target} before every API server has",
@@ -233,7 +216,7 @@ class _Run:
                 _uncordon(api, node.name)
         if failed:
             self._give_up(session, hop, NODES, failed, api=api, excused=excused)
-        self._await_workloads(api, _names(wave))
+        self._await_whole(api, _names(wave))
         session.display.finish(row)
 
     def _drain(self, session: Session, api: ClusterApi, nodes: Sequence[Node]) -> None:
@@ -267,28 +250,9 @@ class _Run:
                 _uncordon(api, node.name)
             raise errors[0]
 
-    def _await_workloads(self, api: ClusterApi, after: str) -> None:
-        """The gate: whatever was whole at the beginning is whole again."""
-        waiting: list[Workload] | None = None
-
-        def whole() -> None:
-            nonlocal waiting
-            if waiting is None:
-                waiting = list(workloads.fallen(self.course.workloads, workloads.look(api)))
-            else:
-                # these alone: a large cluster has thousands of others
-                waiting = [now for one in waiting if (now := workloads.again(api, one)) is not None and not now.whole]
-            if waiting:
-                raise NotYet(", ".join(str(one) for one in waiting))
-
-        wait_until(
-            f"after {after}: every workload Ready that was so before",
-            whole,
-            seconds=self.patience.workloads,
-            every=0.5,
-            hint=f"look at its pods; {AGAIN}, and takes no account then of what is not Ready in time when it begins",
-            retry_on=(ClusterApiError,),
-        )
+    def _await_whole(self, api: ClusterApi, after: str) -> None:
+        hint = f"look at its pods; {AGAIN}, and takes no account then of what is not Ready in time when it begins"
+        gates.await_whole(api, self.course.workloads, after, seconds=self.patience.workloads, hint=hint)
 
     def _unready(
         self, api: ClusterApi, names: Collection[str], version: Version, excused: frozenset[Agent]
@@ -298,7 +262,7 @@ class _Run:
 
         def ready() -> None:
             late.clear()
-            late.update({name: why for name in names if (why := _not_yet(api, name, version, excused))})
+            late.update({name: why for name in names if (why := gates.not_yet(api, name, version, excused))})
             if late:
                 raise NotYet("; ".join(f"{name}: {why}" for name, why in late.items()))
 
@@ -394,35 +358,6 @@ def _play(session: Session, stage: Stage, part: Plan) -> dict[str, ProvisionerEr
     failures = [*tally.failures, *tally.aside.values()]
     without_packages = {name: error for name, error in mine.set_aside.items() if name not in session.set_aside}
     return {**without_packages, **{failure.host: plays.explained(failure) for failure in failures}}
-
-
-def _all_served(planes: Iterable[Node], api: ClusterApi, version: Version) -> None:
-    """Look once at API servers.
-
-    Raises:
-        NotYet: one is not ready, or serves another version.
-    """
-    for node in planes:
-        steps.ready_server(api, node)
-        try:
-            found = served(api, node)
-        except ClusterApiError as error:
-            raise NotYet(error.message) from None
-        if found != version:
-            raise NotYet(f"{node.name} serves {found}")
-
-
-def _not_yet(api: ClusterApi, name: str, version: Version, excused: frozenset[Agent]) -> str:
-    """Why a Node does not count as Ready with a version; empty where it does, its agents included."""
-    node = api.get({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
-    if why := steps.not_ready(node):
-        return why
-    assert node is not None  # noqa: S101 - by not_ready
-    running = node["status"]["nodeInfo"]["kubeletVersion"]
-    if Version.of(running) != version:
-        return f"its kubelet runs {running}"
-    waiting = sorted(f"{kind} {where}" for where, kind in workloads.unready_agents(api, name) - excused)
-    return f"not Ready on it: {', '.join(waiting)}" if waiting else ""
 
 
 def _uncordon(api: ClusterApi, name: str) -> None:

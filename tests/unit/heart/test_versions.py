@@ -1,5 +1,5 @@
-"""`apply` and another Kubernetes version: what is refused where no API server tells its own, what a run that holds leaves alone; and
-what a machine that fails in an upgrade is put back on."""
+"""`apply` and another Kubernetes version: what is refused where no API server tells its own, what a run that holds leaves alone.
+And what a machine that fails in an upgrade is put back on."""
 
 from __future__ import annotations
 

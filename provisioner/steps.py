@@ -21,6 +21,7 @@ from provisioner.inventory import is_vital
 from provisioner.pki import CaName
 from provisioner.plan import CLUSTER, Change, Plan, difference
 from provisioner.plays import play, refuse_failures, unit_active
+from provisioner.render.footprint import KUBELET_IDENTITY
 from provisioner.session import Session
 from provisioner.wait import NotYet, wait_until
 
@@ -36,7 +37,7 @@ def compare(session: Session) -> Session:
     rendered = sessions.with_tokens(rendered, _joining(rendered, rendered.actual))
     changes: list[Change] = []
     for name, state in rendered.states.items():
-        changes += difference(state, rendered.actual[name])
+        changes += difference(state, _with_identity(rendered.actual[name]))
     return replace(rendered, plan=Plan(tuple(changes)))
 
 
@@ -110,17 +111,29 @@ def change_members(session: Session) -> Session:
 
 
 def _joining(session: Session, actual: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Nodes whose kubelet has no client certificate that the cluster's CA signed for it and that is still good."""
-    ca = session.the_pki().cas[CaName.CLUSTER].parsed
+    """Nodes whose kubelet has no client certificate that the cluster's CA signed for it and that is still good.
+
+    In a rotation of CAs also those that believe the CAs in their own kubeconfig, which nobody writes anew but they themselves.
+    """
+    pki = session.the_pki()
+    ca = pki.cas[CaName.CLUSTER].parsed
     now = dt.datetime.now(dt.UTC)
     joining = []
     for node in session.cluster.kubernetes_nodes:
         if node.name not in actual:
             continue
         pem = actual[node.name]["kubelet_certificate"]
-        if pem is None or not _is_good(pem, ca, node.name, now):
+        fixed = pki.rotation is not None and actual[node.name].get("kubelet_authority") == ""
+        if pem is None or fixed or not _is_good(pem, ca, node.name, now):
             joining.append(node.name)
     return joining
+
+
+def _with_identity(actual: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a machine says, with the kubelet's identity among the files that may have to go."""
+    answers = (actual.get("kubelet_authority"), actual["kubelet_certificate"])
+    there = [path for path, answer in zip(KUBELET_IDENTITY, answers, strict=True) if answer is not None]
+    return {**actual, "absent": [*actual["absent"], *there]}
 
 
 def _is_good(pem: str, ca: x509.Certificate, node: str, now: dt.datetime) -> bool:

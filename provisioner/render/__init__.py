@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from provisioner.desired import Artifact, File, HostState, Unit
 from provisioner.render.context import CachedArtifact, HostContext, Image, MachineTraits
-from provisioner.render.footprint import BOOTSTRAP_KUBECONFIG, questions
+from provisioner.render.footprint import BOOTSTRAP_KUBECONFIG, KUBELET_IDENTITY, questions
 from provisioner.render.layout import ROLES, RoleSpec, UnitSpec, binary_path
 from provisioner.render.machine import IMAGE_DIR, users_of
 from provisioner.render.templates import render, template_of
@@ -55,7 +55,8 @@ def render_host(host: HostContext) -> HostState:
                 value = _unit_hash(unit, bare, reads, binaries)
                 files.append(_render_file(role, file.path, {**variables[role.name], "provisioner_unit_hash": value}))
                 places = tuple(item.path for item in artifacts if item.path.rsplit("/", 1)[-1] in unit.binaries)
-                paths = (file.path, *(item.path for item in reads), *places)
+                passing = tuple(item.path for item in files if item.path in unit.passing)
+                paths = (file.path, *(item.path for item in reads), *places, *passing)
                 units.append(Unit(role.name, unit.name, value, unit.reload_on, paths))
     base = variables["base"]
     return HostState(
@@ -73,10 +74,12 @@ def render_host(host: HostContext) -> HostState:
 
 
 def _absent(host: HostContext, roles: tuple[RoleSpec, ...]) -> tuple[tuple[str, str], ...]:
-    """What must not be there: a token that nobody needs any more, and what was left by roles that the machine does not carry."""
+    """What must not be there: a token that nobody needs any more, or the identity that a token is to replace, for a kubelet asks
+    for none as long as it has one; and what was left by roles that the machine does not carry."""
     gone = [("base", file.path) for role in ROLES if role.withdrawn and role not in roles for file in role.files]
-    if host.node.is_kubernetes_node and not host.bootstrap_kubeconfig:
-        gone.append(("kubelet", BOOTSTRAP_KUBECONFIG))
+    if host.node.is_kubernetes_node:
+        unwanted = KUBELET_IDENTITY if host.bootstrap_kubeconfig else (BOOTSTRAP_KUBECONFIG,)
+        gone += [("kubelet", path) for path in unwanted]
     return tuple(gone)
 
 

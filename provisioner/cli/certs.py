@@ -50,14 +50,16 @@ def status(
     loaded, workspace = open_cluster(cluster)
     require_built(workspace)
     now = dt.datetime.now(dt.UTC)
+    keys = pki.read(workspace.pki, now=now)
     with limited(deadline, "`provisioner certs status` again"), Connections(loaded, workspace) as connections:
-        found = look(loaded, workspace, connections, pki.read(workspace.pki, now=now), now=now)
+        found = look(loaded, workspace, connections, keys, now=now)
     rows, ending = by_days(found.rows, now), found.ending(within)
     if as_json:
         print_json(
             {
                 "cluster": loaded.name,
                 "within": within,
+                "rotation": keys.rotation.to_json() if keys.rotation else None,
                 "certificates": [row.to_json(now) for row in rows],
                 "silent": [{"machine": machine, "reason": reason} for machine, reason in found.silent],
             }
@@ -72,6 +74,8 @@ def status(
             where = f"{row.where}: {row.problem}" if row.problem else row.where
             table.add_row(row.machine, row.name, "" if days is None else f"{days:.0f}", row.state.value, where, style=style)
         (output if output.is_terminal else type(output)(width=200, highlight=False)).print(table)
+    if keys.rotation:
+        console.print(f"[yellow]warning:[/] {keys.rotation.notice}")
     for machine, reason in found.silent:
         console.print(f"{machine}: does not answer: {reason}", markup=False)
     _refuse([*dict.fromkeys((*found.wrong, *ending))], len(rows), [machine for machine, _ in found.silent])

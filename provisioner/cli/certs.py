@@ -11,6 +11,7 @@ from rich.table import Table
 
 from provisioner.cli.backup_keys import require_built
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, console, open_cluster, output, print_json
+from provisioner.cli.rotate_ca import rotate_ca
 from provisioner.cli.run import DeadlineOption, limited
 from provisioner.errors import ProvisionerError
 
@@ -99,6 +100,9 @@ def renew(
     loaded, workspace = open_cluster(cluster)
     require_built(workspace)
     apply_cluster(loaded, workspace, yes=yes, skip_verify=skip_verify, as_json=as_json, deadline=deadline, renew=True)
+
+
+app.command("rotate-ca")(rotate_ca)
 
 
 def _refuse(wrong: Sequence[Row], count: int, silent: Sequence[str]) -> None:

@@ -49,7 +49,7 @@ class Pass(StrEnum):
 def rotate_ca(  # noqa: PLR0917 - options, each given by name on the command line
     cluster: ClusterOption = None,
     only: Annotated[
-        list[CaName] | None,
+        list[Authority] | None,
         typer.Option("--only", help="This CA; may be given several times. Default: all three.", show_default=False),
     ] = None,
     stop_after: Annotated[

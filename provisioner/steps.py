@@ -21,7 +21,7 @@ from provisioner.inventory import is_vital
 from provisioner.pki import CaName
 from provisioner.plan import CLUSTER, Change, Plan, difference
 from provisioner.plays import play, refuse_failures, unit_active
-from provisioner.render.footprint import KUBELET_IDENTITY
+from provisioner.render.machine import KUBELET_IDENTITY
 from provisioner.session import Session
 from provisioner.wait import NotYet, wait_until
 
@@ -37,7 +37,8 @@ def compare(session: Session) -> Session:
     rendered = sessions.with_tokens(rendered, _joining(rendered, rendered.actual))
     changes: list[Change] = []
     for name, state in rendered.states.items():
-        changes += difference(state, _with_identity(rendered.actual[name]))
+        changes += difference(state, rendered.actual[name])
+    changes += [change for name in rendered.tokens for change in _forgotten(name, rendered.actual[name])]
     return replace(rendered, plan=Plan(tuple(changes)))
 
 
@@ -129,11 +130,10 @@ def _joining(session: Session, actual: Mapping[str, Mapping[str, Any]]) -> list[
     return joining
 
 
-def _with_identity(actual: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a machine says, with the kubelet's identity among the files that may have to go."""
-    answers = (actual.get("kubelet_authority"), actual["kubelet_certificate"])
-    there = [path for path, answer in zip(KUBELET_IDENTITY, answers, strict=True) if answer is not None]
-    return {**actual, "absent": [*actual["absent"], *there]}
+def _forgotten(host: str, actual: Mapping[str, Any]) -> tuple[Change, ...]:
+    """What goes of a kubelet's identity, for a token to take its place."""
+    answers = zip(KUBELET_IDENTITY, (actual.get("kubelet_authority"), actual["kubelet_certificate"]), strict=True)
+    return tuple(Change(host, "kubelet", "file", path, "remove (it joins anew)") for path, there in answers if there is not None)
 
 
 def _is_good(pem: str, ca: x509.Certificate, node: str, now: dt.datetime) -> bool:

@@ -180,7 +180,10 @@ def _fingerprints(keys: Pki, rotation: Rotation) -> dict[CaName, tuple[str, str]
 
 def _pass(session: Session, rotation: Rotation, wishes: Wishes, converge: Converge, done: Done) -> Done:
     """One pass, and the proof that it is through everywhere."""
-    reached, changed = converge(session)
+    try:
+        reached, changed = converge(session)
+    except ApplyError as error:
+        raise ApplyError(error.message, hint=f"when it is mended, {AGAIN}", details=error.details) from None
     _require_all(reached)
     if changed:
         reached = look(session)

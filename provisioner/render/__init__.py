@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from provisioner.desired import Artifact, File, HostState, Unit
 from provisioner.render.context import CachedArtifact, HostContext, Image, MachineTraits
-from provisioner.render.footprint import BOOTSTRAP_KUBECONFIG, KUBELET_IDENTITY, questions
+from provisioner.render.footprint import BOOTSTRAP_KUBECONFIG, questions
 from provisioner.render.layout import ROLES, RoleSpec, UnitSpec, binary_path
 from provisioner.render.machine import IMAGE_DIR, users_of
 from provisioner.render.templates import render, template_of
@@ -74,12 +74,10 @@ def render_host(host: HostContext) -> HostState:
 
 
 def _absent(host: HostContext, roles: tuple[RoleSpec, ...]) -> tuple[tuple[str, str], ...]:
-    """What must not be there: a token that nobody needs any more, or the identity that a token is to replace, for a kubelet asks
-    for none as long as it has one; and what was left by roles that the machine does not carry."""
+    """What must not be there: a token that nobody needs any more, and what was left by roles that the machine does not carry."""
     gone = [("base", file.path) for role in ROLES if role.withdrawn and role not in roles for file in role.files]
-    if host.node.is_kubernetes_node:
-        unwanted = KUBELET_IDENTITY if host.bootstrap_kubeconfig else (BOOTSTRAP_KUBECONFIG,)
-        gone += [("kubelet", path) for path in unwanted]
+    if host.node.is_kubernetes_node and not host.bootstrap_kubeconfig:
+        gone.append(("kubelet", BOOTSTRAP_KUBECONFIG))
     return tuple(gone)
 
 

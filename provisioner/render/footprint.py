@@ -21,8 +21,6 @@ from provisioner.render.templates import role_defaults
 CNI_NETWORK = "flannel"
 CNI_CACHE = "/var/lib/cni"
 BOOTSTRAP_KUBECONFIG = "/etc/kubernetes/kubelet/bootstrap.kubeconfig"
-# What a kubelet makes of it: its own kubeconfig and its client certificate (the link to it).
-KUBELET_IDENTITY = ("/var/lib/kubelet/kubeconfig", "/var/lib/kubelet/pki/kubelet-client-current.pem")
 MARKER = "/etc/provisioner/cluster.json"
 
 # The role whose daemon reads a holder's certificates.

@@ -1,7 +1,7 @@
 """`certs rotate-ca` on a real cluster: under load, with a machine that is away, and killed half way.
 
-One story, in this order. Each pass has a load of its own, with the kubeconfig of its time: whoever was given one before the rotation
-must fetch it anew after the first pass, and again before the last one.
+One story, in this order. Each pass has a load of its own, with the kubeconfig of its time: whoever was given one before the
+rotation must fetch it anew after the first pass, and again before the last one.
 """
 
 from __future__ import annotations

@@ -127,6 +127,12 @@ def test_of_a_cluster_whose_ca_was_replaced(tmp_path: Path, opens: Callable[...,
     assert {name for name in opens(amidst, ca_of(workspace)).files if name.startswith("pki/")} >= {
         *("pki/identity", "pki/rotation.json", "pki/next/cluster-ca.pem", "pki/next/etcd-ca.pem"),
     }, "whoever imports it goes on with the rotation"
+    done = imported(amidst, tmp_path / "elsewhere")
+    assert done.exit_code == 0, done.output
+    taken = pkis.ensure(cluster, tmp_path / "elsewhere" / "workspace" / "turned" / "pki", now=now)
+    assert taken.rotation == rotations.read(workspace.pki)
+    assert pkis.cluster_id(taken) == known_by
+    assert taken.trusted == pkis.ensure(cluster, workspace.pki, now=now).trusted
     rotations.advance(workspace.pki)
     rotations.finish(workspace.pki)
     after = make(workspace, tmp_path / "after")
@@ -142,8 +148,8 @@ def test_of_a_cluster_whose_ca_was_replaced(tmp_path: Path, opens: Callable[...,
 
     with pytest.raises(BackupError, match="the MAC is not"):
         archive.read(rewritten(before, change), _made(tmp_path / "forged"), ca=ca_of(workspace), who="x", former=former)
-    imported = archive.read(after, _made(tmp_path / "imported"), ca=None, who="x")
-    assert imported.files["pki/identity"].read_text().strip() == known_by
+    alone = archive.read(after, _made(tmp_path / "alone"), ca=None, who="x")
+    assert alone.files["pki/identity"].read_text().strip() == known_by
 
 
 def _made(path: Path) -> Path:

@@ -134,7 +134,7 @@ def preview(looked: Session, cas: Sequence[CaName]) -> Survey:
     if CaName.CLUSTER not in cas:
         return Survey({}, {})
     with looked.api() as api:
-        return workloads.survey(api, None)
+        return workloads.survey(api)
 
 
 def run(session: Session, cas: Sequence[CaName], wishes: Wishes, converge: Converge) -> Done:
@@ -257,7 +257,7 @@ def _restart(session: Session, rotation: Rotation, wishes: Wishes) -> tuple[tupl
         written = published.since(api)
 
         def stale() -> Survey:
-            return workloads.survey(api, written)
+            return workloads.survey(api, written, rotation)
 
         restarted: tuple[str, ...] = ()
         if wishes.restart:

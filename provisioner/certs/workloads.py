@@ -7,7 +7,7 @@ its pod was made after that file has had the new one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,11 +106,12 @@ class Survey:
         return bool(self.workloads or self.left)
 
 
-def survey(api: ClusterApi, written: Mapping[str, str] | None) -> Survey:
+def survey(api: ClusterApi, written: Mapping[str, str] | None = None, rotation: Rotation | None = None) -> Survey:
     """Look at every pod.
 
     Args:
         written: when each namespace's CAs were last written (``published.since``); None to count every pod that believes them.
+        rotation: pods that were made anew for it are not counted.
     """
     pods = api.items("/api/v1/pods", timeout=60)
     tokens = api.items("/api/v1/secrets", fieldSelector="type=kubernetes.io/service-account-token")
@@ -124,12 +125,16 @@ def survey(api: ClusterApi, written: Mapping[str, str] | None) -> Survey:
         for kind, plural in _KINDS.items()
         for workload in (Workload.of(kind, one) for one in api.items(f"/apis/apps/v1/{plural}", timeout=60))
     }
-    return sort_pods((pod for pod in pods if _is_stale(pod, written, secrets)), sets, known)
+    mark = f"{rotation.id}/" if rotation else ""
+    return sort_pods((pod for pod in pods if _is_stale(pod, written, secrets, mark)), sets, known)
 
 
-def _is_stale(pod: Object, written: Mapping[str, str] | None, secrets: Iterable[tuple[str, str]]) -> bool:
+def _is_stale(pod: Object, written: Mapping[str, str] | None, secrets: Collection[tuple[str, str]], mark: str = "") -> bool:
     metadata = pod["metadata"]
     if (pod.get("status") or {}).get("phase") in {"Succeeded", "Failed"} or metadata.get("deletionTimestamp"):
+        return False
+    # of a template that was marked when the CAs had been written
+    if mark and ((metadata.get("annotations") or {}).get(ANNOTATION) or "").startswith(mark):
         return False
     # both by the API's clock, in the same form and in UTC; in the same second it may have been before
     if written is not None and metadata["creationTimestamp"] > written.get(metadata["namespace"], ""):
@@ -137,7 +142,7 @@ def _is_stale(pod: Object, written: Mapping[str, str] | None, secrets: Iterable[
     return believes(pod, secrets)
 
 
-def believes(pod: Object, secrets: Iterable[tuple[str, str]] = ()) -> bool:
+def believes(pod: Object, secrets: Collection[tuple[str, str]] = ()) -> bool:
     """Whether a pod is given the cluster's CAs: by a volume or in its environment. Pure.
 
     Args:

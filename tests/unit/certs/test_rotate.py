@@ -85,7 +85,7 @@ class World:
         monkeypatch.setattr(rotate, "look_at_certificates", self.certificates)
         monkeypatch.setattr(published, "bring_about", lambda _api, keys: self.done.append(f"objects of {keys.rotation.stage}"))
         monkeypatch.setattr(published, "since", lambda _api: {})
-        monkeypatch.setattr(workloads, "survey", lambda _api, _written: self.pods)
+        monkeypatch.setattr(workloads, "survey", lambda *_: self.pods)
         monkeypatch.setattr(workloads, "restart", self.restart)
 
     def restart(self, *_: object) -> tuple[Workload, ...]:

@@ -92,6 +92,16 @@ def test_who_is_to_be_restarted(obj: Object, expected: bool) -> None:
     assert workloads._is_stale(obj, {"x": "2026-01-01T00:00:10Z"}, ()) is expected
 
 
+def test_a_pod_of_a_marked_template_is_new_whatever_the_clock_says() -> None:
+    """The CAs and the pod may be of the same second."""
+    found = pod("p", created="2026-01-01T00:00:10Z")
+    found["metadata"]["annotations"] = {"provisioner/ca-rotation": "cafe/1"}
+    written = {"x": "2026-01-01T00:00:10Z"}
+    assert not workloads._is_stale(found, written, (), "cafe/")
+    assert workloads._is_stale(found, written, (), "beef/"), "of an earlier rotation"
+    assert workloads._is_stale(found, written, ())
+
+
 def test_before_anything_was_written_it_is_everyone() -> None:
     assert workloads._is_stale(pod("p", created="2036-01-01T00:00:00Z"), None, ())
 

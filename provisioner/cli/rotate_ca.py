@@ -123,9 +123,11 @@ def _prove(session: Session) -> None:
 
 def _plan(cluster: Cluster, cas: Sequence[CaName], found: Survey, *, restart: bool) -> list[str]:
     """What will be done, and to whom it matters. Pure."""
+    from provisioner.pki.rotation import named  # noqa: PLC0415 - keeps `--help` quick
+
     machines = count(len(cluster.nodes), "machine")
     lines = [
-        f"replaces {_names(cas)} of {cluster.name}, in three rolling passes over {machines}:",
+        f"replaces {named(cas)} of {cluster.name}, in three rolling passes over {machines}:",
         "  1 trust    every machine, component and kubeconfig trusts the old and the new CA",
         "  2 reissue  every certificate anew, by the new CA; kubelets ask for theirs",
         "  3 drop     the old CA is trusted no more, and its key is deleted",
@@ -151,11 +153,9 @@ def _listed(names: Sequence[str], sign: str = ":") -> str:
     return f"{sign} {', '.join(names[:_SHOWN])}{f' and {more} more' if more > 0 else ''}"
 
 
-def _names(cas: Sequence[CaName]) -> str:
-    return f"the {' and '.join(cas)} CA{'s' if len(cas) > 1 else ''}"
-
-
 def _report(cluster: Cluster, cas: Sequence[CaName], done: Done, seconds: dict[str, float], *, as_json: bool) -> None:
+    from provisioner.pki.rotation import named  # noqa: PLC0415 - keeps `--help` quick
+
     under_way: Rotation | None = done.rotation
     if as_json:
         print_json(
@@ -173,6 +173,6 @@ def _report(cluster: Cluster, cas: Sequence[CaName], done: Done, seconds: dict[s
     if under_way:
         console.print(f"pass {under_way.stage} is through: {under_way.notice}", markup=False)
         return
-    console.print(f"[green]replaced[/]: {_names(cas)}")
+    console.print(f"[green]replaced[/]: {named(cas)}")
     for name, (old, new) in done.fingerprints.items():
         console.print(f"{name}: was {old}, is {new} (SHA-256)", markup=False)

@@ -67,12 +67,17 @@ class Rotation:
     @property
     def notice(self) -> str:
         """For whoever runs another command meanwhile."""
-        which = " and ".join(self.cas)
-        return f"the {which} CA {'is' if len(self.cas) == 1 else 'are'} being replaced (pass {self.stage}): `{COMMAND}` goes on"
+        return f"{named(self.cas)} {'is' if len(self.cas) == 1 else 'are'} being replaced (pass {self.stage}): `{COMMAND}` goes on"
 
     def to_json(self) -> dict[str, object]:
         """As it is stored."""
         return {"id": self.id, "stage": self.stage.value, "cas": [*self.cas], "began": self.began.isoformat()}
+
+
+def named(cas: Sequence[CaName]) -> str:
+    """``the etcd CA``, ``the cluster, etcd and front-proxy CAs``."""
+    *others, last = cas
+    return f"the {', '.join(others)}{' and ' if others else ''}{last} CA{'s' if others else ''}"
 
 
 def read(directory: Path) -> Rotation | None:

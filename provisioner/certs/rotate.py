@@ -10,7 +10,8 @@ goes on with the pass that it was in.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from provisioner import members, phases, pki
@@ -58,13 +59,15 @@ class Done:
         restarted: workloads.
         left: pods that have cached the old CA and were left.
         fingerprints: SHA-256 of each CA, before and after.
+        seconds: of each pass.
     """
 
     rotation: Rotation | None
     passes: tuple[Stage, ...] = ()
     restarted: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
-    fingerprints: dict[CaName, tuple[str, str]] = field(default_factory=dict)
+    fingerprints: Mapping[CaName, tuple[str, str]] = field(default_factory=dict)
+    seconds: Mapping[Stage, float] = field(default_factory=dict)
 
 
 # Looks, and brings the machines to the present stage; returns the session at the end and whether anything was changed.
@@ -90,6 +93,7 @@ def choose(under_way: Rotation | None, only: Sequence[CaName]) -> tuple[CaName, 
 
 def look(session: Session) -> Session:
     """What differs, and who is there; changes nothing."""
+    session.display.clear()
     session.display.plan([(phase.name, phase.title) for phase in phases.LOOK])
     with session.workspace.untouched() as scratch:
         looked = phases.run(replace(session, workspace=scratch, only_looks=True), phases.LOOK)
@@ -158,8 +162,10 @@ def run(session: Session, cas: Sequence[CaName], wishes: Wishes, converge: Conve
         title = f"pass {_NUMBERS[rotation.stage]} of {len(Stage)}, {rotation.stage}: {_TITLES[rotation.stage]}"
         session.display.say(title)
         session.workspace.record("rotation", **rotation.to_json())
+        began = time.monotonic()
         done = _pass(session, rotation, wishes, converge, done)
-        done = replace(done, passes=(*done.passes, rotation.stage))
+        seconds = {**done.seconds, rotation.stage: round(time.monotonic() - began, 1)}
+        done = replace(done, passes=(*done.passes, rotation.stage), seconds=seconds)
         if rotation.stage.following is None:
             rotations.finish(directory)
             session.workspace.record("rotation", id=rotation.id, stage="done")
@@ -180,6 +186,7 @@ def _fingerprints(keys: Pki, rotation: Rotation) -> dict[CaName, tuple[str, str]
 
 def _pass(session: Session, rotation: Rotation, wishes: Wishes, converge: Converge, done: Done) -> Done:
     """One pass, and the proof that it is through everywhere."""
+    session.display.clear()
     try:
         reached, changed = converge(session)
     except ApplyError as error:

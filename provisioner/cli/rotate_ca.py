@@ -106,19 +106,22 @@ def rotate_ca(  # noqa: PLR0917 - options, each given by name on the command lin
         done = rotate.run(session, cas, wishes, lambda fresh: converge(fresh, chosen, yes=True, quiet=as_json))
         if done.rotation is None and not skip_verify:
             _prove(session)
-        seconds = session.display.seconds()
-    _report(loaded, cas, done, seconds, as_json=as_json)
+    _report(loaded, cas, done, as_json=as_json)
 
 
 def _prove(session: Session) -> None:
     from dataclasses import replace  # noqa: PLC0415
 
-    from provisioner import phases, pki  # noqa: PLC0415
+    from provisioner import pki  # noqa: PLC0415
+    from provisioner.backup.restore import prove  # noqa: PLC0415
 
-    last = phases.choose(only="verify")
-    session.display.plan([(phase.name, phase.title) for phase in last])
+    session.display.clear()
+    session.display.plan([("verify", "Prove the cluster works")])
+    session.display.start("verify")
     keys = pki.ensure(session.cluster, session.workspace.pki, now=dt.datetime.now(dt.UTC))
-    phases.run(replace(session, pki=keys), last)
+    # pods that watch the API come back in their own time where the only API server was restarted
+    prove(replace(session, pki=keys))
+    session.display.finish("verify")
 
 
 def _plan(cluster: Cluster, cas: Sequence[CaName], found: Survey, *, restart: bool) -> list[str]:
@@ -153,7 +156,7 @@ def _listed(names: Sequence[str], sign: str = ":") -> str:
     return f"{sign} {', '.join(names[:_SHOWN])}{f' and {more} more' if more > 0 else ''}"
 
 
-def _report(cluster: Cluster, cas: Sequence[CaName], done: Done, seconds: dict[str, float], *, as_json: bool) -> None:
+def _report(cluster: Cluster, cas: Sequence[CaName], done: Done, *, as_json: bool) -> None:
     from provisioner.pki.rotation import named  # noqa: PLC0415 - keeps `--help` quick
 
     under_way: Rotation | None = done.rotation
@@ -166,7 +169,7 @@ def _report(cluster: Cluster, cas: Sequence[CaName], done: Done, seconds: dict[s
                 "authorities": {name.value: {"old": old, "new": new} for name, (old, new) in sorted(done.fingerprints.items())},
                 "restarted": list(done.restarted),
                 "left": list(done.left),
-                "seconds": seconds,
+                "seconds": {stage.value: seconds for stage, seconds in done.seconds.items()},
             }
         )
         return

@@ -148,7 +148,7 @@ class ClusterApi:
         cluster: whose control planes to try.
         workspace: where the client's certificate lies for the time of the connection (0600, in a 0700 directory).
         connections: carries the forwards.
-        pki: issues the client's certificate and knows the cluster's CA.
+        pki: issues the client's certificate and knows the cluster's CAs.
         leaf: name of the client certificate in the PKI.
         last: control planes known not to answer, tried after all others.
         leaving: control planes that cluster.yaml does not name any more, and that serve still; tried after the others.
@@ -168,7 +168,7 @@ class ClusterApi:
         self._library = _library()
         self._planes = tuple(sorted((*cluster.control_planes, *leaving), key=lambda node: node.name in last))
         self._connections = connections
-        self._ca = pki.cas[CaName.CLUSTER].certificate
+        self._ca = pki.trust(CaName.CLUSTER)
         workspace.create()
         # the client library wants files
         self._stack = contextlib.ExitStack()

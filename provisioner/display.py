@@ -41,6 +41,10 @@ class Display:
         """Name the phases to come, as (name, title)."""
         self.rows += [Row(name, title) for name, title in phases]
 
+    def clear(self) -> None:
+        """Forget the phases so far: they come again."""
+        self.rows.clear()
+
     def start(self, name: str) -> None:
         """A phase begins; beginning twice is harmless."""
         row = self._row(name)

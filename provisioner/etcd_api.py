@@ -107,7 +107,7 @@ class EtcdApi:
         self.node = node
         self._timeout = timeout
         leaf = pki.leaf(CLIENT_LEAF)
-        self._context = client_context(pki.cas[CaName.ETCD].certificate, leaf.certificate, leaf.key, directory=workspace.root)
+        self._context = client_context(pki.trust(CaName.ETCD), leaf.certificate, leaf.key, directory=workspace.root)
         self._stack = contextlib.ExitStack()
         self._forward = self._stack.enter_context(connections.forward(node, ETCD_CLIENT_PORT))
         self._connection: http.client.HTTPSConnection | None = None

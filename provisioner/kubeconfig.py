@@ -43,10 +43,14 @@ def render(
     return _document(servers, ca, user=user, credentials=credentials, context=context)
 
 
-def bootstrap(*, server: str, ca: bytes, cluster: str, token: str) -> bytes:
+def bootstrap(*, server: str, ca: str, cluster: str, token: str) -> bytes:
     """The kubeconfig with which a kubelet asks for its first client certificate; a secret while the token (ID.SECRET) lives.
 
     https://kubernetes.io/docs/reference/access-authn-authz/kubelet-tls-bootstrapping/
+
+    Args:
+        ca: path of the CA's certificates on the machine. The kubelet writes its own kubeconfig with what it finds here, and never
+            again: certificates would be the same ones for ever.
     """
     return _document({cluster: server}, ca, user="kubelet-bootstrap", credentials={"token": token})
 
@@ -60,20 +64,17 @@ def server_of(content: bytes) -> str:
 
 
 def _document(
-    servers: Mapping[str, str], ca: bytes, *, user: str, credentials: dict[str, str], context: str | None = None
+    servers: Mapping[str, str], ca: bytes | str, *, user: str, credentials: dict[str, str], context: str | None = None
 ) -> bytes:
-    """``servers``: URL by cluster name; the first is the current context's."""
+    """``servers``: URL by cluster name; the first is the current context's. ``ca``: PEM, or the path of a file."""
     names = {cluster: f"{user}@{cluster}" for cluster in servers}
     current = next(iter(names))
     names[current] = context or names[current]
-    authority = _base64(ca)
+    authority = {"certificate-authority": ca} if isinstance(ca, str) else {"certificate-authority-data": _base64(ca)}
     document = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [
-            {"name": cluster, "cluster": {"certificate-authority-data": authority, "server": server}}
-            for cluster, server in servers.items()
-        ],
+        "clusters": [{"name": cluster, "cluster": {**authority, "server": server}} for cluster, server in servers.items()],
         "users": [{"name": user, "user": credentials}],
         "contexts": [{"name": name, "context": {"cluster": cluster, "user": user}} for cluster, name in names.items()],
         "current-context": names[current],

@@ -52,7 +52,8 @@ def sweep(workspace: Workspace) -> None:
         shutil.rmtree(log / "tmp", ignore_errors=True)
         for record in log.glob("ansible/*/command"):
             record.unlink(missing_ok=True)
-    for directory in (root, workspace.pki, workspace.pki / "nodes", workspace.rendered, workspace.inventory, workspace.backups):
+    keys = workspace.pki
+    for directory in (root, keys, keys / "nodes", keys / "next", workspace.rendered, workspace.inventory, workspace.backups):
         for path in directory.glob(".*"):
             if _TEMPORARY.fullmatch(path.name) and _is_nobodys(path):
                 _remove(path)

@@ -24,7 +24,7 @@ from provisioner.inventory import is_vital
 from provisioner.kubeconfig import bootstrap, server_of
 from provisioner.kubeconfig import render as render_kubeconfig
 from provisioner.leaver import Leaver, Removal
-from provisioner.pki import BootstrapToken, CaName, Pki
+from provisioner.pki import CLUSTER_CA, BootstrapToken, CaName, Pki
 from provisioner.plan import Plan
 from provisioner.render import CachedArtifact, HostContext, Image, MachineTraits, render_host
 from provisioner.rules.outside import expand
@@ -201,7 +201,7 @@ def write_kubeconfigs(cluster: Cluster, workspace: Workspace, made: Pki, *, serv
         now = server or (server_of(path.read_bytes()) if path.exists() else "")
         content = render_kubeconfig(
             server=now if now in urls.values() else next(iter(urls.values())),
-            ca=made.cas[CaName.CLUSTER].certificate,
+            ca=made.trust(CaName.CLUSTER),
             cluster=cluster.name,
             user=name,
             certificate=leaf.certificate,
@@ -297,8 +297,7 @@ def _context(session: Session, node: Node) -> HostContext:
     token = session.tokens.get(node.name)
     kubeconfig = None
     if token:
-        ca = made.cas[CaName.CLUSTER].certificate
-        kubeconfig = bootstrap(server=topology.API_PROXY_URL, ca=ca, cluster=session.cluster.name, token=token.text)
+        kubeconfig = bootstrap(server=topology.API_PROXY_URL, ca=CLUSTER_CA, cluster=session.cluster.name, token=token.text)
     return HostContext(
         cluster=session.cluster,
         node=node,

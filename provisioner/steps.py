@@ -23,6 +23,7 @@ from provisioner.pki import CaName
 from provisioner.plan import CLUSTER, CONTENT, Change, Plan, difference
 from provisioner.plays import play, refuse_failures, unit_active
 from provisioner.render import binary_path
+from provisioner.render.machine import KUBELET_IDENTITY
 from provisioner.session import Session
 from provisioner.wait import NotYet, wait_until
 
@@ -40,6 +41,7 @@ def compare(session: Session) -> Session:
     changes: list[Change] = []
     for name, state in rendered.states.items():
         changes += difference(state, rendered.actual[name])
+    changes += [change for name in rendered.tokens for change in _forgotten(name, rendered.actual[name])]
     return replace(rendered, plan=Plan(tuple(changes)))
 
 
@@ -122,17 +124,28 @@ def change_members(session: Session) -> Session:
 
 
 def _joining(session: Session, actual: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Nodes whose kubelet has no client certificate that the cluster's CA signed for it and that is still good."""
-    ca = session.the_pki().cas[CaName.CLUSTER].parsed
+    """Nodes whose kubelet has no client certificate that the cluster's CA signed for it and that is still good.
+
+    In a rotation of CAs also those that believe the CAs in their own kubeconfig, which nobody writes anew but they themselves.
+    """
+    pki = session.the_pki()
+    ca = pki.cas[CaName.CLUSTER].parsed
     now = dt.datetime.now(dt.UTC)
     joining = []
     for node in session.cluster.kubernetes_nodes:
         if node.name not in actual:
             continue
         pem = actual[node.name]["kubelet_certificate"]
-        if pem is None or not _is_good(pem, ca, node.name, now):
+        fixed = pki.rotation is not None and actual[node.name].get("kubelet_authority") == ""
+        if pem is None or fixed or not _is_good(pem, ca, node.name, now):
             joining.append(node.name)
     return joining
+
+
+def _forgotten(host: str, actual: Mapping[str, Any]) -> tuple[Change, ...]:
+    """What goes of a kubelet's identity, for a token to take its place."""
+    answers = zip(KUBELET_IDENTITY, (actual.get("kubelet_authority"), actual["kubelet_certificate"]), strict=True)
+    return tuple(Change(host, "kubelet", "file", path, "remove (it joins anew)") for path, there in answers if there is not None)
 
 
 def _is_good(pem: str, ca: x509.Certificate, node: str, now: dt.datetime) -> bool:

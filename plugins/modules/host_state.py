@@ -27,7 +27,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 state:
-  description: "The actual state: files, units, sysctls, modules, users, kubelet_certificate, etcd_data."
+  description: "The actual state: files, units, sysctls, modules, users, kubelet_certificate, kubelet_authority, etcd_data."
   returned: always
   type: dict
 """
@@ -41,6 +41,7 @@ from ansible.module_utils.provisioner_host import HASH_CACHE, HashCache, describ
 from ansible.module_utils.provisioner_litter import sweep
 
 KUBELET_CERTIFICATE = "/var/lib/kubelet/pki/kubelet-client-current.pem"
+KUBELET_KUBECONFIG = "/var/lib/kubelet/kubeconfig"
 # A member without a write-ahead log has never started, or has lost its data; etcd makes other files before it knows who it is.
 ETCD_LOG = "/var/lib/etcd/member/wal/*.wal"
 SHOWN_BYTES = 64 << 10
@@ -91,6 +92,16 @@ def kubelet_certificate():
     return found.group(0) if found else None
 
 
+def kubelet_authority():
+    """Where the kubelet's own kubeconfig has the CAs: a path; empty where they are in it; None where there is no kubeconfig."""
+    try:
+        with open(KUBELET_KUBECONFIG, encoding="utf-8", errors="replace") as file:
+            found = re.search(r"^\s*certificate-authority:\s*(\S+)\s*$", file.read(), re.MULTILINE)
+    except OSError:
+        return None
+    return found.group(1) if found else ""
+
+
 def main():
     """Entry point."""
     options = {
@@ -117,6 +128,7 @@ def main():
             "modules": [name for name in want["modules"] if os.path.isdir("/sys/module/" + name.replace("-", "_"))],
             "users": [name for name in want["users"] if user_exists(name)],
             "kubelet_certificate": kubelet_certificate(),
+            "kubelet_authority": kubelet_authority(),
             "etcd_data": bool(glob.glob(ETCD_LOG)),
         },
     )

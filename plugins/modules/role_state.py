@@ -33,6 +33,11 @@ options:
   discard:
     description: Before everything else, stop the unit of C(until) and remove this, which nobody needs any more.
     type: path
+  forget:
+    description: Remove these once the files are placed, before units are run. What a unit makes by itself, and would keep.
+    type: list
+    elements: path
+    default: []
   finally_restart:
     description: Once C(until) holds, restart this unit where it runs. It waits ever longer between attempts to reach what was away.
     type: str
@@ -98,7 +103,7 @@ def apply(wanted, params, dry):
     changes = ["discarded " + path for path in discard(until["unit"], params["discard"], dry)] if params["discard"] else []
     placed, diffs = place_files(wanted["files"], dry)
     changes += ["placed " + path for path in placed]
-    changes += ["removed " + path for path in remove(wanted["absent"], dry)]
+    changes += ["removed " + path for path in remove([*params["forget"], *wanted["absent"]], dry)]
     changes += ["created user " + name for name in create_users(wanted["users"], dry)]
     changes += ["loaded module " + name for name in load_modules(wanted["modules"], dry)]
     changes += ["set " + name for name in set_sysctls(wanted["sysctls"], dry)]
@@ -121,6 +126,7 @@ def main():
             "until": {"type": "dict", "options": UNTIL},
             "gate": {"type": "bool", "default": True},
             "discard": {"type": "path"},
+            "forget": {"type": "list", "elements": "path", "default": []},
             "finally_remove": {"type": "path"},
             "finally_restart": {"type": "str"},
             "payload": {"type": "str", "no_log": True},

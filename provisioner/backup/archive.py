@@ -3,7 +3,8 @@
 The manifest has the size and the SHA-256 of every other file. Its MAC is keyed with the key of the cluster's CA: who does not
 have that key can neither change a backup nor pass off another cluster's as this one's. Whoever reads believes nothing before the
 MAC has been checked. A controller that has lost its keys has only the backup's own to check it with: there the CA's fingerprint,
-known from elsewhere, tells whose it is. Whatever the manifest says, only files of a few names are read.
+known from elsewhere, tells whose it is. Of a CA that was replaced since, the workspace has kept the MAC's key and nothing else.
+Whatever the manifest says, only files of a few names are read.
 """
 
 from __future__ import annotations
@@ -22,15 +23,13 @@ from typing import IO, Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
 from provisioner.config import Cluster, DnsLabel
 from provisioner.errors import ProvisionerError
 from provisioner.pki import CaName, Pki, cluster_id
-from provisioner.pki.store import ca_file, encryption_file, service_account_file
+from provisioner.pki.store import backup_key, ca_file, encryption_file, service_account_file
 from provisioner.ssh.target import bastion_of, target_of
 from provisioner.workspace import Workspace
 
@@ -47,9 +46,10 @@ _CHUNK = 1 << 20
 # Private keys of SSH, which lie beside cluster.yaml in the workspace; the only ones whose names are the user's.
 SSH = "ssh/"
 _KEY_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
-_PURPOSE = b"provisioner/backup/manifest/v1"
 _ROOTS = tuple(f"pki/{name}" for name in (*(f"{ca}-ca.pem" for ca in CaName), "service-account.pem", "encryption.key"))
-_NAMES = frozenset({MANIFEST, MAC, SNAPSHOT, CLUSTER_FILE, "known_hosts", *_ROOTS})
+# Of a cluster whose CAs were replaced, or are being replaced: see ``pki.rotation``.
+_ROTATED = tuple(f"pki/{name}" for name in ("identity", "former.json", "rotation.json", *(f"next/{ca}-ca.pem" for ca in CaName)))
+_NAMES = frozenset({MANIFEST, MAC, SNAPSHOT, CLUSTER_FILE, "known_hosts", *_ROOTS, *_ROTATED})
 
 
 def _is_ours(name: str) -> bool:
@@ -114,6 +114,7 @@ def of_workspace(cluster: Cluster, workspace: Workspace) -> dict[str, Path]:
     keys = [ca_file(workspace.pki, name) for name in CaName]
     for path in (*keys, service_account_file(workspace.pki), encryption_file(workspace.pki)):
         found[f"pki/{path.name}"] = path
+    found |= {name: path for name in _ROTATED if (path := workspace.pki.parent / name).exists()}
     if workspace.known_hosts.exists():
         found[workspace.known_hosts.name] = workspace.known_hosts
     targets = [*(target_of(cluster, workspace, node) for node in cluster.nodes), bastion_of(cluster, workspace)]
@@ -123,13 +124,13 @@ def of_workspace(cluster: Cluster, workspace: Workspace) -> dict[str, Path]:
     return found
 
 
-def manifest_of(cluster: Cluster, keys: Pki, etcd: EtcdState | None) -> Manifest:
-    """The manifest of a backup that is made now; its files are not in it yet."""
+def manifest_of(cluster: Cluster, keys: Pki, etcd: EtcdState | None, ca: bytes) -> Manifest:
+    """The manifest of a backup that is made now; its files are not in it yet. ``ca``: as for :func:`write`."""
     return Manifest(
         format=FORMAT,
         cluster=cluster.name,
         cluster_id=cluster_id(keys),
-        ca_fingerprint=fingerprint(keys.cas[CaName.CLUSTER].certificate),
+        ca_fingerprint=fingerprint(ca),
         created=dt.datetime.now(dt.UTC).replace(microsecond=0),
         kubernetes=cluster.kubernetes.version,
         etcd=etcd,
@@ -178,14 +179,15 @@ def sum_of(path: Path) -> Sum:
 
 
 def mac_of(manifest: bytes, ca: bytes) -> bytes:
-    """The manifest's MAC, hexadecimal: HMAC-SHA256 (RFC 2104) with a key derived from the CA's (HKDF, RFC 5869)."""
-    key = load_pem_private_key(ca, password=None)
-    secret = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-    derived = HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=_PURPOSE).derive(secret)
-    return hmac.new(derived, manifest, hashlib.sha256).hexdigest().encode()
+    """The manifest's MAC, hexadecimal: HMAC-SHA256 (RFC 2104) with a key derived from the CA's."""
+    return _mac(manifest, backup_key(ca))
 
 
-def read(path: Path, directory: Path, *, ca: bytes | None, who: str) -> Opened:
+def _mac(manifest: bytes, key: bytes) -> bytes:
+    return hmac.new(key, manifest, hashlib.sha256).hexdigest().encode()
+
+
+def read(path: Path, directory: Path, *, ca: bytes | None, who: str, former: Mapping[str, str] | None = None) -> Opened:
     """Extract an archive and prove that it is whole and of this cluster.
 
     Args:
@@ -194,6 +196,7 @@ def read(path: Path, directory: Path, *, ca: bytes | None, who: str) -> Opened:
         ca: certificate and key of the CA it must be of; None where the controller has lost it, and the backup's own is believed:
             then nothing here tells whose it is.
         who: the file's name, for messages.
+        former: what is known of this cluster's CAs that were replaced (``rotation.former``): their backups are its own, too.
 
     Raises:
         BackupError: it is truncated, was changed, is another cluster's, or is none.
@@ -205,12 +208,13 @@ def read(path: Path, directory: Path, *, ca: bytes | None, who: str) -> Opened:
             manifest = _manifest(text, who)
             _require_named(manifest, entries, who)
             own = _small(tar, entries, CA, who)
-            if ca is not None and fingerprint(ca) != manifest.ca_fingerprint:
+            kept = (former or {}).get(manifest.ca_fingerprint, "")
+            if ca is not None and not kept and fingerprint(ca) != manifest.ca_fingerprint:
                 raise BackupError(
                     f"{who}: a backup of another cluster: {manifest.cluster} (id {manifest.cluster_id}); nothing was changed",
                     hint="name a backup of this cluster: `provisioner etcd list` shows them",
                 )
-            if not hmac.compare_digest(mac, mac_of(text, ca or own)):
+            if not hmac.compare_digest(mac, _mac(text, bytes.fromhex(kept)) if kept else mac_of(text, ca or own)):
                 raise damaged(who, "its manifest was changed: the MAC is not that of this cluster's CA")
             files = {name: _extract(tar, entries[name], directory / name, manifest.files[name], who) for name in manifest.files}
     except (tarfile.TarError, EOFError) as error:

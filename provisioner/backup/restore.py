@@ -23,12 +23,14 @@ from typing import Any
 
 from provisioner import inventory, plays, preflight, registry, runner, steps, topology
 from provisioner.backup.archive import SNAPSHOT, Opened
+from provisioner.certs import published
 from provisioner.cluster_api import ClusterApi, ClusterApiError
 from provisioner.config import Node, Role
 from provisioner.errors import BadInput, PreflightUnfit, ProvisionerError, VerifyFailed, WaitTimeout
 from provisioner.etcd_api import EtcdApi, EtcdError
 from provisioner.facts import ETCD_DATA, gather
 from provisioner.inventory import is_vital
+from provisioner.pki import rotation
 from provisioner.render.layout import binary_path
 from provisioner.session import Session
 from provisioner.ssh import parallel
@@ -170,10 +172,19 @@ def restore(session: Session, opened: Opened, interpreters: Mapping[str, str]) -
         session.workspace.restoring.unlink(missing_ok=True)
         session.display.finish("change")
         session.display.start("nodes")
+        _tell_cas(session, api, manifest_ca=opened.manifest.ca_fingerprint)
         _at(session, session.cluster.etcd_members, _FORGET.format(stamp=stamp))
         deleted, registered, late = _nodes(session, api, silent)
         session.display.finish("nodes")
     return Restored(away, time.monotonic() - began, deleted, registered, late)
+
+
+def _tell_cas(session: Session, api: ClusterApi, *, manifest_ca: str) -> None:
+    """A backup from before a CA was replaced tells the old one, which pods that start now would read, and extension API servers
+    believe."""
+    if manifest_ca in rotation.former(session.workspace.pki):
+        published.tidy(api, session.the_pki())
+        published.bring_about(api, session.the_pki())
 
 
 def _at(session: Session, nodes: Sequence[Node], command: str) -> None:

@@ -7,7 +7,7 @@ plain only where that was asked for.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,11 +116,13 @@ def unseal(source: Path, target: Path, secret: Secret) -> None:
 
 
 @contextlib.contextmanager
-def opened(file: Path, secret: Secret, *, parent: Path, prefix: str, ca: bytes | None) -> Iterator[tuple[Opened, Path]]:
+def opened(
+    file: Path, secret: Secret, *, parent: Path, prefix: str, ca: bytes | None, former: Mapping[str, str] | None = None
+) -> Iterator[tuple[Opened, Path]]:
     """A backup's files for the time of the block, found whole; and the private directory below ``parent`` that holds them.
 
     Args:
-        ca: as for :func:`archive.read`.
+        ca, former: as for :func:`archive.read`.
 
     Raises:
         BadInput, BackupError: as :func:`unseal` and :func:`archive.read`.
@@ -131,7 +133,7 @@ def opened(file: Path, secret: Secret, *, parent: Path, prefix: str, ca: bytes |
             plain = directory / "archive"
             unseal(file, plain, secret)
         (directory / "files").mkdir(mode=0o700)
-        yield archive.read(plain, directory / "files", ca=ca, who=str(file)), directory
+        yield archive.read(plain, directory / "files", ca=ca, who=str(file), former=former), directory
 
 
 def _recipient(text: str) -> Any:

@@ -89,7 +89,7 @@ def _write(session: Session, directory: Path, key: seal.Key, target: Path, data:
     state = None
     if data:
         files[archive.SNAPSHOT], state = data
-    manifest = archive.write(plain, archive.manifest_of(session.cluster, keys, state), files, ca)
+    manifest = archive.write(plain, archive.manifest_of(session.cluster, keys, state, ca), files, ca)
     # what was written is what can be read: with the eyes of a restore
     (directory / "read").mkdir(mode=0o700)
     archive.read(plain, directory / "read", ca=ca, who=target.name)

@@ -6,15 +6,15 @@ import base64
 import binascii
 import datetime as dt
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from provisioner import node_answer
@@ -23,9 +23,9 @@ from provisioner.certs.model import CONTROLLER, Found, Row, State
 from provisioner.certs.places import Place, places_on
 from provisioner.config import Cluster, Node
 from provisioner.errors import ProvisionerError
-from provisioner.pki import CaName, Lifetimes, Pki
+from provisioner.pki import Ca, CaName, Lifetimes, Pki, Stage
 from provisioner.pki.specs import requests_for_controller
-from provisioner.pki.store import ca_file, leaf_file, read_leaves
+from provisioner.pki.store import ca_file, leaf_file, next_ca_file, read_leaves
 from provisioner.ssh import Connections, parallel
 from provisioner.workspace import Workspace
 
@@ -65,21 +65,54 @@ class Judge:
             not_after=certificate.not_valid_after_utc,
         )
 
+    def authorities(self, machine: str, place: Place, pem: bytes) -> list[Row]:
+        """What is to be said of a file with certificates of CAs: of each that shall be in it, and of each other one. Pure."""
+        assert place.ca is not None, place  # noqa: S101 - such a file is of one of the CAs
+        found = {_der(one): one for one in _CERTIFICATE.findall(pem)}
+        rows = []
+        for ca in (self.keys.cas[place.ca],) if place.signer else self.keys.authorities(place.ca):
+            own = replace(place, name=self.called(place.ca, ca))
+            one = found.pop(_der(ca.certificate), None)
+            missing = Row(machine, own.name, own.where, State.MISSING, problem="not in the file")
+            rows.append(self.judge(machine, own, one) if one else missing)
+        other = self.keys.others.get(place.ca)
+        for der, one in found.items():
+            known = other is not None and der == _der(other.certificate)
+            name = self.called(place.ca, other) if other and known else f"{place.name} (unknown)"
+            rows.append(replace(self.judge(machine, place, one), name=name, state=State.OLD if known else State.FOREIGN))
+        return rows
+
+    def called(self, name: CaName, ca: Ca) -> str:
+        """A CA of a rotation that does not sign, by what it is."""
+        if ca == self.keys.cas[name]:
+            return f"{name}-ca"
+        return f"{name}-ca ({'new' if self.keys.rotation and self.keys.rotation.stage is Stage.TRUST else 'old'})"
+
     def _state(self, place: Place, certificate: x509.Certificate, file: bytes | None) -> State:
         begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        if place.ca is not None and not _signed_by(certificate, self.keys.cas[place.ca].parsed):
-            return State.FOREIGN
+        if place.ca is not None and not self._is_of(place, certificate):
+            other = self.keys.others.get(place.ca)
+            return State.OLD if other is not None and other.has_signed(certificate) else State.FOREIGN
         if end <= self.now:
             return State.EXPIRED
         if begin > self.now:
             return State.EARLY
         if file is not None and _der(file) != certificate.public_bytes(Encoding.DER):
             return State.OUTDATED
-        window = self.limits.warn_ca if place.name.endswith("-ca") else self.limits.renew_before
+        window = self.limits.warn_ca if place.is_authority else self.limits.renew_before
         # a kubelet asks for a new one when between 70 and 90 % of the old one's life is over
         if place.ca is None or place.name == "kubelet-client":
             window = (end - begin) / 10
         return State.DUE if end - self.now < window else State.OK
+
+    def _is_of(self, place: Place, certificate: x509.Certificate) -> bool:
+        """Whether it is of the CA that signs; a CA's own, of one that is to be believed."""
+        assert place.ca is not None, place  # noqa: S101 - by the caller
+        known = self.keys.authorities(place.ca) if place.is_authority else (self.keys.cas[place.ca],)
+        return any(ca.has_signed(certificate) for ca in known)
+
+
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 
 
 def _der(pem: bytes) -> bytes:
@@ -87,14 +120,6 @@ def _der(pem: bytes) -> bytes:
         return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
     except ValueError:
         return b""
-
-
-def _signed_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(ca)
-    except (InvalidSignature, ValueError, TypeError):
-        return False
-    return True
 
 
 def look(cluster: Cluster, workspace: Workspace, connections: Connections, keys: Pki, *, now: dt.datetime) -> Found:
@@ -118,9 +143,12 @@ def look(cluster: Cluster, workspace: Workspace, connections: Connections, keys:
 def _own(workspace: Workspace, judge: Judge) -> list[Row]:
     """Those that stay on the controller: the CAs, its own, and what is in the kubeconfigs."""
     rows = []
-    for ca in CaName:
-        place = Place(f"{ca}-ca", str(ca_file(workspace.pki, ca)), ca)
-        rows.append(judge.judge(CONTROLLER, place, judge.keys.cas[ca].certificate))
+    replaced = judge.keys.rotation.cas if judge.keys.rotation else ()
+    for which in CaName:
+        for ca in (known := judge.keys.authorities(which)):
+            # the newest is the one that replaces the other
+            path = next_ca_file(workspace.pki, which) if which in replaced and ca == known[-1] else ca_file(workspace.pki, which)
+            rows.append(judge.judge(CONTROLLER, Place(judge.called(which, ca), str(path), which), ca.certificate))
     stored = read_leaves(workspace.pki, None)
     for request in requests_for_controller():
         place = Place(request.name, str(leaf_file(workspace.pki, None)), request.ca)
@@ -158,7 +186,9 @@ def _ask(cluster: Cluster, node: Node, connections: Connections, judge: Judge) -
     files = {place.path: pem for place, (pem, _) in found.items() if pem and not place.address}
     rows = []
     for place, (pem, problem) in found.items():
-        if pem:
+        if pem and place.is_authority:
+            rows += judge.authorities(node.name, place, pem)
+        elif pem:
             rows.append(judge.judge(node.name, place, pem, file=files.get(place.path) if place.address else None))
         else:
             rows.append(Row(node.name, place.name, place.where, State.MISSING, problem=problem))

@@ -19,6 +19,7 @@ class State(StrEnum):
     EXPIRED = "expired"
     EARLY = "not valid yet"
     FOREIGN = "of another CA"
+    OLD = "of the CA that is replaced"
     OUTDATED = "served, but not the file's"
     MISSING = "missing"
 

@@ -27,6 +27,7 @@ class Place:
         kubeconfig: the certificate is inside a kubeconfig.
         address: (host, port) where it is served; None for a file.
         server_name: what the server is called by (SNI).
+        signer: of a file with certificates of CAs: only the CA that signs is in it, and not all that are to be believed.
     """
 
     name: str
@@ -35,6 +36,12 @@ class Place:
     kubeconfig: bool = False
     address: tuple[str, int] | None = None
     server_name: str = ""
+    signer: bool = False
+
+    @property
+    def is_authority(self) -> bool:
+        """Whether it is a file with certificates of CAs, or one of these: ``cluster-ca``, ``cluster-ca (new)``."""
+        return self.name.partition(" ")[0].endswith("-ca")
 
     @property
     def where(self) -> str:
@@ -55,7 +62,7 @@ def places_on(cluster: Cluster, node: Node) -> tuple[Place, ...]:
             files[spec.name] = Place(spec.name, f"{spec.place.directory}/{spec.place.stem}.crt", spec.ca)
     found += files.values()
     found += [
-        Place(f"{shared.ca}-ca", shared.path, shared.ca)
+        Place(f"{shared.ca}-ca", shared.path, shared.ca, signer=shared.signer)
         for shared in SHARED
         if shared.ca is not None and shared.holder.includes(cluster, node)
     ]

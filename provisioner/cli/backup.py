@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +120,7 @@ def restore(  # noqa: PLR0917 - typer reads the options from the signature
     """
     from provisioner import pki  # noqa: PLC0415
     from provisioner.backup import restore as restores  # noqa: PLC0415
+    from provisioner.pki import rotation  # noqa: PLC0415
 
     loaded, workspace = open_cluster(cluster)
     require_built(workspace)
@@ -135,7 +137,7 @@ def restore(  # noqa: PLR0917 - typer reads the options from the signature
         session.display.finish("look")
         if not yes:
             with session.display.paused():
-                _tell(opened)
+                _tell(opened, rotation.former(workspace.pki))
                 confirm(f"Put {loaded.name} back to that, and lose everything since?")
         done = restores.restore(known, opened, interpreters)
         if not skip_verify and not done.nodes_silent:
@@ -164,9 +166,13 @@ def _report(opened: Opened, done: Restored, *, proved: bool) -> None:
     console.print("`provisioner plan` shows what differs from cluster.yaml by now", markup=False)
 
 
-def _tell(opened: Opened) -> None:
+def _tell(opened: Opened, former: Collection[str]) -> None:
     manifest = opened.manifest
     age = dt.datetime.now(dt.UTC) - manifest.created
+    if manifest.ca_fingerprint in former:
+        console.print(
+            "it is from before the cluster's CA was replaced: its data is taken, and the CAs stay as they are", markup=False
+        )
     console.print(
         f"the backup: {manifest.cluster}, Kubernetes {manifest.kubernetes}, of {manifest.created:%Y-%m-%d %H:%M:%S} UTC "
         f"({_words(age)} ago)",
@@ -182,12 +188,14 @@ def _words(age: dt.timedelta) -> str:
 def _open(file: Path, workspace: Workspace, secret: Secret) -> AbstractContextManager[tuple[Opened, Path]]:
     """The backup's files for the time of a block; found whole and of this cluster."""
     from provisioner.backup import seal, snapshot  # noqa: PLC0415
-    from provisioner.pki import CaName  # noqa: PLC0415
+    from provisioner.pki import CaName, rotation  # noqa: PLC0415
     from provisioner.pki.store import ca_file  # noqa: PLC0415
 
     ca = ca_file(workspace.pki, CaName.CLUSTER).read_bytes()
     workspace.backups.mkdir(mode=0o700, exist_ok=True)
-    return seal.opened(file, secret, parent=workspace.backups, prefix=snapshot.PRIVATE, ca=ca)
+    return seal.opened(
+        file, secret, parent=workspace.backups, prefix=snapshot.PRIVATE, ca=ca, former=rotation.former(workspace.pki)
+    )
 
 
 def _row(backup: Backup) -> dict[str, object]:

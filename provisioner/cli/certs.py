@@ -11,6 +11,7 @@ from rich.table import Table
 
 from provisioner.cli.backup_keys import require_built
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, console, open_cluster, output, print_json
+from provisioner.cli.rotate_ca import rotate_ca
 from provisioner.cli.run import DeadlineOption, limited
 from provisioner.errors import ProvisionerError
 
@@ -50,14 +51,16 @@ def status(
     loaded, workspace = open_cluster(cluster)
     require_built(workspace)
     now = dt.datetime.now(dt.UTC)
+    keys = pki.read(workspace.pki, now=now)
     with limited(deadline, "`provisioner certs status` again"), Connections(loaded, workspace) as connections:
-        found = look(loaded, workspace, connections, pki.read(workspace.pki, now=now), now=now)
+        found = look(loaded, workspace, connections, keys, now=now)
     rows, ending = by_days(found.rows, now), found.ending(within)
     if as_json:
         print_json(
             {
                 "cluster": loaded.name,
                 "within": within,
+                "rotation": keys.rotation.to_json() if keys.rotation else None,
                 "certificates": [row.to_json(now) for row in rows],
                 "silent": [{"machine": machine, "reason": reason} for machine, reason in found.silent],
             }
@@ -72,6 +75,8 @@ def status(
             where = f"{row.where}: {row.problem}" if row.problem else row.where
             table.add_row(row.machine, row.name, "" if days is None else f"{days:.0f}", row.state.value, where, style=style)
         (output if output.is_terminal else type(output)(width=200, highlight=False)).print(table)
+    if keys.rotation:
+        console.print(f"[yellow]warning:[/] {keys.rotation.notice}")
     for machine, reason in found.silent:
         console.print(f"{machine}: does not answer: {reason}", markup=False)
     _refuse([*dict.fromkeys((*found.wrong, *ending))], len(rows), [machine for machine, _ in found.silent])
@@ -95,6 +100,9 @@ def renew(
     loaded, workspace = open_cluster(cluster)
     require_built(workspace)
     apply_cluster(loaded, workspace, yes=yes, skip_verify=skip_verify, as_json=as_json, deadline=deadline, renew=True)
+
+
+app.command("rotate-ca")(rotate_ca)
 
 
 def _refuse(wrong: Sequence[Row], count: int, silent: Sequence[str]) -> None:

@@ -72,7 +72,7 @@ def _own(cluster: Cluster, workspace: Workspace) -> str:
     now, urls = server_of(path.read_bytes()), tuple(topology.api_urls(cluster).values())
     keys = pki.read(workspace.pki, now=dt.datetime.now(dt.UTC)) if len(urls) > 1 else None
     if keys:
-        open_one = endpoint.answering(sorted(urls, key=lambda url: url != now), keys.cas[pki.CaName.CLUSTER].certificate)
+        open_one = endpoint.answering(sorted(urls, key=lambda url: url != now), keys.trust(pki.CaName.CLUSTER))
         if not open_one:
             console.print("[yellow]warning:[/] no control plane answers from here; `provisioner status` looks at them through SSH")
         elif open_one != now:

@@ -149,6 +149,6 @@ def _arrange(opened: Opened, root: Path) -> Path:
         target = root / name.removeprefix(archive.SSH)
         if name.startswith(archive.SSH) and target.name in taken:
             raise archive.damaged(str(root.name), f"a key of SSH is called {target.name}")
-        target.parent.mkdir(mode=0o700, exist_ok=True)
+        target.parent.mkdir(mode=0o700, exist_ok=True, parents=True)
         path.rename(target)
     return root

@@ -20,7 +20,7 @@ from provisioner.errors import ApplyError, Interrupted, PreflightUnfit, Provisio
 from provisioner.events import Failure, Tally
 from provisioner.facts import HostFacts
 from provisioner.pki import CaName
-from provisioner.pki.store import ca_file
+from provisioner.pki.store import ca_file, next_ca_file
 from provisioner.render.footprint import footprint_of
 from provisioner.session import Session
 from provisioner.ssh import parallel
@@ -221,12 +221,12 @@ def variables_of(cluster: Cluster, workspace: Workspace, seconds: int) -> dict[s
 
 
 def _authorities(workspace: Workspace) -> Iterable[str]:
-    """SHA-256 of the files of the CAs' certificates, as they lie on machines."""
+    """SHA-256 of the files of the CAs' certificates, as they lie on machines: both in one file, where a CA is being replaced."""
     for name in CaName:
-        path = ca_file(workspace.pki, name)
-        if path.exists():
-            certificate = x509.load_pem_x509_certificate(path.read_bytes())
-            yield hashlib.sha256(certificate.public_bytes(Encoding.PEM)).hexdigest()
+        paths = (ca_file(workspace.pki, name), next_ca_file(workspace.pki, name))
+        found = [x509.load_pem_x509_certificate(path.read_bytes()).public_bytes(Encoding.PEM) for path in paths if path.exists()]
+        for content in dict.fromkeys((*found, b"".join(found)) if found else ()):
+            yield hashlib.sha256(content).hexdigest()
 
 
 def _result(node: Node, tally: Tally, again: str = AGAIN) -> ResetResult | ProvisionerError:

@@ -13,11 +13,16 @@ from provisioner.pki.specs import CERTIFICATES, CaName, Holder, Kubeconfig, Pair
 from provisioner.pki.state import Pki
 
 ROLE = "certificates"
+# On every Kubernetes node: the CAs of the cluster that are to be believed.
+CLUSTER_CA = "/etc/kubernetes/pki/ca.crt"
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """A file that is the same on every machine that holds it; ``ca`` where it is the certificate of one."""
+    """A file that is the same on every machine that holds it.
+
+    ``ca`` where it holds certificates of CAs: all that are to be believed, or with ``signer`` only the one that signs.
+    """
 
     path: str
     holder: Holder
@@ -25,10 +30,11 @@ class Shared:
     owner: str = "root"
     secret: bool = False
     ca: CaName | None = None
+    signer: bool = False
 
 
 def _ca(name: CaName) -> Callable[[Pki], bytes]:
-    return lambda pki: pki.cas[name].certificate
+    return lambda pki: pki.trust(name)
 
 
 def _service_account_private(pki: Pki) -> bytes:
@@ -39,6 +45,10 @@ def _service_account_public(pki: Pki) -> bytes:
     return pki.service_account.public
 
 
+def _cluster_ca(pki: Pki) -> bytes:
+    return pki.cas[CaName.CLUSTER].certificate
+
+
 def _cluster_ca_key(pki: Pki) -> bytes:
     return pki.cas[CaName.CLUSTER].key
 
@@ -47,7 +57,7 @@ _APISERVER = "/etc/kubernetes/kube-apiserver"
 _CONTROLLER_MANAGER = "/etc/kubernetes/kube-controller-manager"
 
 SHARED: tuple[Shared, ...] = (
-    Shared("/etc/kubernetes/pki/ca.crt", Holder.KUBERNETES_NODE, _ca(CaName.CLUSTER), ca=CaName.CLUSTER),
+    Shared(CLUSTER_CA, Holder.KUBERNETES_NODE, _ca(CaName.CLUSTER), ca=CaName.CLUSTER),
     Shared("/etc/etcd/pki/ca.crt", Holder.ETCD_MEMBER, _ca(CaName.ETCD), "etcd", ca=CaName.ETCD),
     Shared(f"{_APISERVER}/etcd-ca.crt", Holder.CONTROL_PLANE, _ca(CaName.ETCD), "kube-apiserver", ca=CaName.ETCD),
     Shared(
@@ -62,7 +72,17 @@ SHARED: tuple[Shared, ...] = (
         "kube-controller-manager",
         secret=True,
     ),
-    # The controller-manager signs the kubelets' client certificates: the one CA key that leaves the controller.
+    # The controller-manager signs the kubelets' client certificates: the one CA key that leaves the controller. It takes a file of
+    # exactly one certificate, and /etc/kubernetes/pki/ca.crt has two while a CA is being replaced:
+    # https://github.com/kubernetes/kubernetes/blob/v1.36.3/pkg/controller/certificates/signer/ca_provider.go
+    Shared(
+        f"{_CONTROLLER_MANAGER}/ca.crt",
+        Holder.CONTROL_PLANE,
+        _cluster_ca,
+        "kube-controller-manager",
+        ca=CaName.CLUSTER,
+        signer=True,
+    ),
     Shared(f"{_CONTROLLER_MANAGER}/ca.key", Holder.CONTROL_PLANE, _cluster_ca_key, "kube-controller-manager", secret=True),
 )
 
@@ -93,7 +113,7 @@ def _files_of(cluster: Cluster, pki: Pki, leaf: Leaf, place: Pair | Kubeconfig) 
         ]
     content = kubeconfig.render(
         server=place.server,
-        ca=pki.cas[CaName.CLUSTER].certificate,
+        ca=pki.trust(CaName.CLUSTER),
         cluster=cluster.name,
         user=leaf.common_name,
         certificate=leaf.certificate,

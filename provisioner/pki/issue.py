@@ -6,6 +6,7 @@ Everything is ECDSA on P-256 with SHA-256: quick to make (a whole node's set in 
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import re
 from dataclasses import dataclass, field
 
@@ -33,6 +34,7 @@ _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----
 _KEY = re.compile(rb"-----BEGIN (?:EC )?PRIVATE KEY-----\n[A-Za-z0-9+/=\n]+-----END (?:EC )?PRIVATE KEY-----\n?")
 
 FOREIGN = "signed by another CA"
+REPLACED = "signed by the CA that is being replaced"
 
 
 class PkiError(ProvisionerError):
@@ -81,6 +83,19 @@ class Ca:
     signer: ec.EllipticCurvePrivateKey = field(repr=False, compare=False)
     key_identifier: x509.AuthorityKeyIdentifier = field(repr=False)
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of its certificate, as openssl prints it in lower case."""
+        return self.parsed.fingerprint(hashes.SHA256()).hex()
+
+    def has_signed(self, certificate: x509.Certificate) -> bool:
+        """Whether a certificate is directly of this CA; its dates are not looked at."""
+        try:
+            certificate.verify_directly_issued_by(self.parsed)
+        except (*_UNREADABLE, InvalidSignature):
+            return False
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
@@ -127,11 +142,20 @@ def load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     raise ValueError("its private key is not on the curve P-256")
 
 
-def new_ca(name: CaName, cluster_name: str, *, now: dt.datetime, lifetimes: Lifetimes) -> Ca:
-    """A self-signed CA that signs leaf certificates and no further CAs."""
+def new_ca(name: CaName, cluster_name: str, *, now: dt.datetime, lifetimes: Lifetimes, mark: str = "") -> Ca:
+    """A self-signed CA that signs leaf certificates and no further CAs.
+
+    Args:
+        name: which of the three.
+        cluster_name: stands in its subject.
+        now: the present.
+        lifetimes: how long it is valid.
+        mark: follows its common name, to tell it from the one that it replaces.
+    """
     key = new_key()
     public = key.public_key()
     common_name = "kubernetes-ca" if name is CaName.CLUSTER else f"{name}-ca"
+    common_name += f"-{mark}" if mark else ""
     subject = x509.Name(
         [x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster_name), x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
     )
@@ -187,6 +211,16 @@ def load_ca(name: CaName, pem: bytes) -> Ca:
         signer=key,
         key_identifier=x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier),
     )
+
+
+def identity_of(pem: bytes) -> str:
+    """16 hex digits of the sha256 of a certificate's public key: what the cluster of a first CA is known by.
+
+    Raises:
+        ValueError: there is no certificate in it.
+    """
+    public = x509.load_pem_x509_certificate(pem).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(public).hexdigest()[:16]
 
 
 def issue(request: Request, ca: Ca, *, now: dt.datetime, lifetimes: Lifetimes) -> Leaf:

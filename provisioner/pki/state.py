@@ -1,8 +1,9 @@
 """Bring the stored PKI in line with cluster.yaml.
 
 What cannot be made again without breaking a running cluster (CAs, the service account key, the encryption key: the
-*roots*) is made once, before the first certificate, and never replaced: where certificates exist and a root is missing
-or damaged, that is an error. Certificates are made again whenever the stored one is not what would be issued today.
+*roots*) is made once, before the first certificate, and replaced by nothing but a rotation (see ``rotation``): where
+certificates exist and a root is missing or damaged, that is an error. Certificates are made again whenever the stored one is not
+what would be issued today.
 """
 
 from __future__ import annotations
@@ -10,24 +11,26 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime as dt
-import hashlib
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography import x509
 
 from provisioner.config import Cluster, Node
 from provisioner.errors import BadInput
+from provisioner.pki import rotation as rotations
 from provisioner.pki import store
 from provisioner.pki.issue import (
     FOREIGN,
+    REPLACED,
     Ca,
     Leaf,
     Lifetimes,
     PkiError,
+    identity_of,
     issue,
     load_ca,
     load_key,
@@ -37,6 +40,7 @@ from provisioner.pki.issue import (
     public_pem,
     reuse,
 )
+from provisioner.pki.rotation import Rotation, Stage
 from provisioner.pki.specs import CaName, Request, requests_for, requests_for_controller
 
 _ENCRYPTION_KEY_BYTES = 32
@@ -65,12 +69,16 @@ class Pki:
     """Everything of a cluster's certificates and keys.
 
     Attributes:
-        cas: the CAs by name (``CaName``).
+        cas: the CAs by name (``CaName``): those that sign.
         service_account: the key pair of service account tokens.
         encryption_key: base64 of the 32 bytes that encrypt Secrets at rest (the provider ``secretbox``).
         leaves: certificates by (node or None, name).
         issued: those made in this run.
-        notices: what the user should be told (permissions put right, a CA near its end).
+        notices: what the user should be told (permissions put right, a CA near its end, a rotation under way).
+        trusted: the CAs whose certificates are believed, the oldest first; more than ``cas`` only in a rotation.
+        others: CAs that do not sign and are on file: the old ones of a rotation, or, before it is their turn, the new ones.
+        identity: see ``rotation.identity``.
+        rotation: of CAs, where one is under way.
     """
 
     cas: Mapping[CaName, Ca]
@@ -79,6 +87,18 @@ class Pki:
     leaves: Mapping[tuple[str | None, str], Leaf] = field(repr=False)
     issued: tuple[Issued, ...] = field(default=(), repr=False)
     notices: tuple[str, ...] = ()
+    trusted: Mapping[CaName, tuple[Ca, ...]] = field(default_factory=dict)
+    others: Mapping[CaName, Ca] = field(default_factory=dict)
+    identity: str = ""
+    rotation: Rotation | None = None
+
+    def trust(self, name: CaName) -> bytes:
+        """Certificates (PEM) of the CAs of this name that are to be believed: the content of every ca.crt."""
+        return b"".join(ca.certificate for ca in self.authorities(name))
+
+    def authorities(self, name: CaName) -> tuple[Ca, ...]:
+        """The CAs of this name that are to be believed, the oldest first."""
+        return self.trusted.get(name) or (self.cas[name],)
 
     def leaf(self, name: str, node: str | None = None) -> Leaf:
         """A certificate by its name in the table; without a node, one of those that stay on the controller.
@@ -90,13 +110,8 @@ class Pki:
 
 
 def cluster_id(pki: Pki) -> str:
-    """What tells this cluster from every other: 16 hex digits of the sha256 of the cluster CA's public key.
-
-    Of the key and not of the certificate (as in kubeadm's ``--discovery-token-ca-cert-hash``), so that a CA whose
-    validity is extended is still the same cluster.
-    """
-    public = pki.cas[CaName.CLUSTER].parsed.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(public).hexdigest()[:16]
+    """What tells this cluster from every other: see ``rotation.identity``."""
+    return pki.identity or identity_of(pki.cas[CaName.CLUSTER].certificate)
 
 
 def ensure(
@@ -165,12 +180,7 @@ def read(directory: Path, *, now: dt.datetime) -> Pki:
         ca, pem = roots.cas[request.ca], stored.get(request.name)
         found = reuse(pem, request, ca, now=now, lifetimes=lifetimes) if pem else None
         leaves[None, request.name] = found if isinstance(found, Leaf) else issue(request, ca, now=now, lifetimes=lifetimes)
-    return Pki(
-        cas=roots.cas,
-        service_account=roots.service_account,
-        encryption_key=roots.encryption_key,
-        leaves=MappingProxyType(leaves),
-    )
+    return roots.pki(leaves)
 
 
 def adopt(source: Path, directory: Path) -> None:
@@ -198,9 +208,36 @@ def drop(directory: Path, node: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Roots:
+    """``cas`` sign, ``trusted`` are believed, ``others`` are the rest that the files hold: old ones, or new ones to come."""
+
     cas: Mapping[CaName, Ca]
+    trusted: Mapping[CaName, tuple[Ca, ...]]
+    others: Mapping[CaName, Ca]
+    identity: str
+    rotation: Rotation | None
     service_account: ServiceAccount
     encryption_key: str = field(repr=False)
+
+    def pki(
+        self,
+        leaves: Mapping[tuple[str | None, str], Leaf],
+        *,
+        issued: tuple[Issued, ...] = (),
+        notices: tuple[str, ...] = (),
+    ) -> Pki:
+        """All of it, with these certificates."""
+        return Pki(
+            cas=self.cas,
+            service_account=self.service_account,
+            encryption_key=self.encryption_key,
+            leaves=MappingProxyType(dict(leaves)),
+            issued=issued,
+            notices=notices,
+            trusted=self.trusted,
+            others=self.others,
+            identity=self.identity,
+            rotation=self.rotation,
+        )
 
     @classmethod
     def ensure(cls, cluster: Cluster, directory: Path, now: dt.datetime, lifetimes: Lifetimes) -> _Roots:
@@ -231,7 +268,16 @@ class _Roots:
     @classmethod
     def load(cls, directory: Path, now: dt.datetime) -> _Roots:
         """Read and check the roots."""
-        cas = {name: _read_ca(store.ca_file(directory, name), name, now) for name in CaName}
+        rotation = rotations.read(directory)
+        new = {name: _read_ca(store.next_ca_file(directory, name), name, now) for name in (rotation.cas if rotation else ())}
+        dropped = new if rotation and rotation.stage is Stage.DROP else {}
+        # one that nobody is to believe any more may have ended
+        old = {name: _read_ca(store.ca_file(directory, name), name, None if name in dropped else now) for name in CaName}
+        cas = old if rotation is None or rotation.stage is Stage.TRUST else {**old, **new}
+        trusted = {name: tuple(dict.fromkeys((old[name], new.get(name, old[name])))) for name in CaName}
+        trusted.update({name: (ca,) for name, ca in dropped.items()})
+        others = {name: ca for name in new for ca in (old[name], new[name]) if ca != cas[name]}
+        identity = rotations.identity(directory)
         path = store.service_account_file(directory)
         try:
             key = load_key(path.read_bytes())
@@ -251,10 +297,13 @@ class _Roots:
                 f"{path}: not the base64 of {_ENCRYPTION_KEY_BYTES} bytes",
                 hint=f"{_RESTORE}: without this very key the cluster's Secrets cannot be read",
             )
-        return cls(MappingProxyType(cas), account, text.decode())
+        return cls(
+            MappingProxyType(cas), MappingProxyType(trusted), MappingProxyType(others), identity, rotation, account, text.decode()
+        )
 
 
-def _read_ca(path: Path, name: CaName, now: dt.datetime) -> Ca:
+def _read_ca(path: Path, name: CaName, now: dt.datetime | None) -> Ca:
+    """One CA; without ``now`` its dates do not matter."""
     try:
         ca = load_ca(name, path.read_bytes())
     except ValueError as error:
@@ -262,6 +311,8 @@ def _read_ca(path: Path, name: CaName, now: dt.datetime) -> Ca:
             f"{path}: {error}",
             hint=f"{_RESTORE}; a CA is never made anew by itself, for every machine of the cluster trusts the old one",
         ) from None
+    if now is None:
+        return ca
     clock = f"this machine's clock says {now:%Y-%m-%d %H:%M %Z}"
     if now < ca.not_before:
         raise PkiError(
@@ -292,6 +343,8 @@ def _ensure_leaves(
         for request in requests:
             pem = stored[node].get(request.name)
             verdict = reuse(pem, request, roots.cas[request.ca], now=now, lifetimes=lifetimes) if pem else "new"
+            if verdict == FOREIGN and pem and _is_of(roots.others.get(request.ca), pem):
+                verdict = REPLACED
             if isinstance(verdict, Leaf):
                 kept[node, request.name] = verdict
             else:
@@ -309,14 +362,16 @@ def _ensure_leaves(
             changed[store.leaf_file(directory, node)] = store.encode_leaves(tuple(leaves[node, name] for name in names))
     if changed:
         store.write(changed)
-    return Pki(
-        cas=roots.cas,
-        service_account=roots.service_account,
-        encryption_key=roots.encryption_key,
-        leaves=MappingProxyType(leaves),
+    under_way = (roots.rotation.notice,) if roots.rotation else ()
+    return roots.pki(
+        leaves,
         issued=tuple(Issued(request.name, request.node, reason) for request, reason in refused),
-        notices=(*notices, *_old_cas(roots, now, lifetimes)),
+        notices=(*notices, *under_way, *_old_cas(roots, now, lifetimes)),
     )
+
+
+def _is_of(ca: Ca | None, pem: bytes) -> bool:
+    return ca is not None and ca.has_signed(x509.load_pem_x509_certificate(pem))
 
 
 def _refuse_changed_ca(

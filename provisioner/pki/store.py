@@ -8,6 +8,7 @@
       encryption.key            the key of Secrets at rest: base64 of 32 bytes
       controller.pem            the certificates that never leave this machine
       nodes/NAME.pem            all of one node's certificates, each after a line `# NAME-OF-THE-CERTIFICATE`
+      rotation.json, next/, identity, former.json: see ``rotation``
 
 Every file is 0600 and replaced atomically. One file per node keeps a node's set consistent, and 500 nodes quick.
 """
@@ -22,6 +23,10 @@ import stat
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from provisioner.pki.issue import Leaf
 from provisioner.pki.specs import CaName
@@ -40,6 +45,36 @@ _LEAF = re.compile(
 def ca_file(root: Path, name: CaName) -> Path:
     """The file of one CA."""
     return root / f"{name}-ca.pem"
+
+
+def rotation_file(root: Path) -> Path:
+    """The file of a rotation under way."""
+    return root / "rotation.json"
+
+
+def identity_file(root: Path) -> Path:
+    """The file with what the cluster is known by, where it is not the CA's any more."""
+    return root / "identity"
+
+
+def former_file(root: Path) -> Path:
+    """The file of what is known of CAs that are gone."""
+    return root / "former.json"
+
+
+def next_directory(root: Path) -> Path:
+    """The directory of CAs that are to replace those that are there."""
+    return root / "next"
+
+
+def next_ca_file(root: Path, name: CaName) -> Path:
+    """The file of one of them."""
+    return ca_file(next_directory(root), name)
+
+
+def ca_files(root: Path) -> tuple[Path, ...]:
+    """Every file of a CA that is there, those that are to come included."""
+    return tuple(path for name in CaName for path in (ca_file(root, name), next_ca_file(root, name)) if path.exists())
 
 
 def service_account_file(root: Path) -> Path:
@@ -92,7 +127,9 @@ def opened(root: Path) -> Iterator[tuple[str, ...]]:
 def _secure(root: Path) -> tuple[str, ...]:
     """Close what others may read, delete what a killed process left half-written; returns notices for the user."""
     notices = []
-    for directory in (root, root / "nodes"):
+    for directory in (root, root / "nodes", next_directory(root)):
+        if not directory.exists():
+            continue
         _restrict(directory, 0o700)
         with os.scandir(directory) as entries:
             for entry in entries:
@@ -138,6 +175,19 @@ def write(files: Mapping[Path, bytes]) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def backup_key(ca: bytes) -> bytes:
+    """The key of the MAC of backups: derived from a CA's (HKDF, RFC 5869).
+
+    Args:
+        ca: certificate and key, PEM.
+
+    Raises:
+        ValueError: there is no key in it.
+    """
+    secret = load_pem_private_key(ca, password=None).private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=b"provisioner/backup/manifest/v1").derive(secret)
 
 
 def encode_leaves(leaves: tuple[Leaf, ...]) -> bytes:

@@ -6,11 +6,7 @@ given and what they return in ``model``.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from provisioner.config import Cluster, Node
 from provisioner.errors import PreflightUnfit, ProvisionerError
@@ -125,26 +121,22 @@ def is_running(members: Iterable[Node], facts: Mapping[str, HostFacts], cluster_
 def cluster_id_of(workspace: Workspace) -> str | None:
     """The identity of the workspace's cluster, as ``pki.cluster_id`` gives it; None as long as it has no CA.
 
-    Reads the CA's certificate alone, and makes nothing.
+    Reads a file or the CA's certificate, and makes nothing.
 
     Raises:
         ProvisionerError: the file is there, but holds no certificate.
     """
-    from provisioner.pki.specs import CaName  # noqa: PLC0415 - the table of certificates is needed for this one name
-    from provisioner.pki.store import ca_file  # noqa: PLC0415
+    from provisioner.pki import rotation  # noqa: PLC0415 - the table of certificates is needed for this alone
 
-    path = ca_file(workspace.pki, CaName.CLUSTER)
     try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        return rotation.identity(workspace.pki)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise ProvisionerError(
-            f"{path}: the cluster's CA cannot be read: {getattr(error, 'strerror', None) or 'no certificate in it'}",
+            f"{workspace.pki}: the cluster's CA cannot be read: {getattr(error, 'strerror', None) or 'no certificate in it'}",
             hint="restore the workspace from a backup: the CA tells which machines are this cluster's",
         ) from error
-    public = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(public).hexdigest()[:16]
 
 
 def _unreachable(name: str, error: ProvisionerError) -> Problem:

@@ -55,7 +55,8 @@ def render_host(host: HostContext) -> HostState:
                 value = _unit_hash(unit, bare, reads, binaries)
                 files.append(_render_file(role, file.path, {**variables[role.name], "provisioner_unit_hash": value}))
                 places = tuple(item.path for item in artifacts if item.path.rsplit("/", 1)[-1] in unit.binaries)
-                paths = (file.path, *(item.path for item in reads), *places)
+                passing = tuple(item.path for item in files if item.path in unit.passing)
+                paths = (file.path, *(item.path for item in reads), *places, *passing)
                 units.append(Unit(role.name, unit.name, value, unit.reload_on, paths))
     base = variables["base"]
     return HostState(

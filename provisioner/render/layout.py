@@ -25,13 +25,15 @@ class UnitSpec:
     """A unit and what it depends on.
 
     ``reads`` are path prefixes of files that it takes in at its start, ``binaries`` artifacts that it runs;
-    ``reload_on`` files that it takes in by a reload.
+    ``reload_on`` files that it takes in by a reload; ``passing`` files that it takes in at its start where they are there, and
+    which are no part of its hash, for they go again.
     """
 
     name: str
     reads: tuple[str, ...] = ()
     binaries: tuple[str, ...] = ()
     reload_on: tuple[str, ...] = ()
+    passing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,8 @@ ROLES: tuple[RoleSpec, ...] = (
                     "/etc/kubernetes/pki/ca.crt",
                 ),
                 binaries=("kubelet",),
+                # a kubelet that runs has read its token when it was started
+                passing=("/etc/kubernetes/kubelet/bootstrap.kubeconfig",),
             ),
         ),
         binaries=("kubelet",),

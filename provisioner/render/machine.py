@@ -18,6 +18,9 @@ STAGING_IN_MEMORY_MIB = 3000
 # (module_utils/provisioner_litter.py looks there for what was left)
 MEMORY_DIR, DISK_DIR = "/dev/shm", "/var/tmp"  # noqa: S108
 
+# What a kubelet makes of a token: its own kubeconfig, and its client certificate (a link to it).
+KUBELET_IDENTITY = ("/var/lib/kubelet/kubeconfig", "/var/lib/kubelet/pki/kubelet-client-current.pem")
+
 
 def merge(*layers: Mapping[str, object]) -> dict[str, object]:
     """Merge configuration objects deeply; later layers win, lists are replaced."""
@@ -135,6 +138,8 @@ def kubelet(host: HostContext) -> dict[str, object]:
         reserved["kubeReserved"] = cluster.kubelet.kube_reserved
     computed: dict[str, FlagValue] = {"hostname-override": host.node.name, "node-ip": str(host.node.ip)}
     return {
+        # as long as it has one, it asks for no other
+        "kubelet_forget": list(KUBELET_IDENTITY) if host.bootstrap_kubeconfig else [],
         "kubelet_health_url": f"http://127.0.0.1:{topology.KUBELET_HEALTH_PORT}/healthz",
         "kubelet_flags": flags(defaults["kubelet_base_flags"], computed, cluster.kubelet.flags),
         "kubelet_config": merge(defaults["kubelet_base_config"], detected, reserved, cluster.kubelet.config, host.node.kubelet),

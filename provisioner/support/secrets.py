@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from provisioner.config import Cluster
 from provisioner.desired import load_host
-from provisioner.pki import CaName, store
+from provisioner.pki import rotation, store
 from provisioner.ssh.target import bastion_of, target_of
 from provisioner.workspace import Workspace
 
@@ -64,11 +64,11 @@ def of_workspace(cluster: Cluster, workspace: Workspace) -> Needles:
     the machines, and the proxy's credentials.
     """
     root = workspace.pki
-    files = [store.ca_file(root, name) for name in CaName]
-    files += [store.service_account_file(root), *store.leaf_files(root)]
+    files = [*store.ca_files(root), store.service_account_file(root), *store.leaf_files(root)]
     pieces = [(piece, f"the private key in {path.name}") for path in files for piece in pieces_of(store.read(path) or b"")]
     if key := (store.read(store.encryption_file(root)) or b"").decode(errors="replace").strip():
         pieces.append((key.rstrip("="), "the key of encryption at rest"))
+    pieces += [(key, "a key of old backups") for key in rotation.former(root).values()]
     targets = [target_of(cluster, workspace, node) for node in cluster.nodes] + [bastion_of(cluster, workspace)]
     for path in {target.key for target in targets if target and target.key}:
         pieces += [(piece, "an SSH key") for piece in pieces_of(_read(path))]

@@ -171,6 +171,8 @@ def files(context: Context) -> str:
 def keys(context: Context) -> str:
     """No private key is readable to others, no CA key lies where it does not belong."""
     authorities = {digest: name for name in CaName for digest in key_digests(context.pki.cas[name].key)}
+    # in a rotation: those that do not sign have no place on any machine
+    idle = {digest for ca in context.pki.others.values() for digest in key_digests(ca.key)}
 
     def look(node: Node) -> int:
         found = json.loads(connect(context, node).check_output("python3 -c %s", _FIND_KEYS))
@@ -184,6 +186,8 @@ def keys(context: Context) -> str:
             for name in {authorities[digest] for digest in digests if digest in authorities}:
                 if not (name is CaName.CLUSTER and node.has(Role.CONTROL_PLANE) and path == CA_KEY):
                     wrong.append(f"{node.name}: {path} holds the private key of the {name} CA, which has no place there")
+            if idle.intersection(digests):
+                wrong.append(f"{node.name}: {path} holds the private key of a CA that does not sign")
         if wrong:
             raise CheckFailed(*wrong)
         return len(found)

@@ -128,7 +128,7 @@ def apiservers(context: Context) -> str:
 
 def controllers(context: Context) -> str:
     """Every controller-manager and scheduler answers, and both leases are renewed by one of our control planes."""
-    tls = client_context(context.pki.cas[CaName.CLUSTER].certificate)
+    tls = client_context(context.pki.trust(CaName.CLUSTER))
     ports = {
         "kube-controller-manager": topology.CONTROLLER_MANAGER_PORT,
         "kube-scheduler": topology.SCHEDULER_PORT,
@@ -213,7 +213,7 @@ def renewed(context: Context, component: str, hostnames: Mapping[str, str]) -> s
 
 def api_paths(context: Context) -> str:
     """From every machine's own network, the API answers by its node's proxy and by its ClusterIP."""
-    tls = client_context(context.pki.cas[CaName.CLUSTER].certificate)
+    tls = client_context(context.pki.trust(CaName.CLUSTER))
     service = str(topology.kubernetes_service_ip(context.cluster))
     ways = (("127.0.0.1", topology.API_PROXY_PORT, "its api-proxy"), (service, 443, f"the ClusterIP {service}"))
 
@@ -235,7 +235,7 @@ def virtual_address(context: Context) -> str:
     address, port = endpoint.host, endpoint.port
     planes = context.cluster.control_planes
     # a certificate without the address is refused; hostname and address are one to `ssl`
-    tls = client_context(context.pki.cas[CaName.CLUSTER].certificate)
+    tls = client_context(context.pki.trust(CaName.CLUSTER))
 
     def holds(node: Node) -> bool:
         done = context.connections.run(node, "ip -4 -oneline address show", timeout=context.seconds / 4, sudo=False)

@@ -325,3 +325,15 @@ def test_a_saved_state_is_read_back_equal(
     assert (again.files, again.artifacts, again.units, again.absent) == (state.files, state.artifacts, state.units, state.absent)
     assert (again.sysctls, again.modules, again.users) == (state.sysctls, state.modules, state.users)
     assert json.dumps(again.variables, sort_keys=True) == json.dumps(state.variables, sort_keys=True)
+
+
+def test_a_kubelet_that_is_given_a_token_is_restarted_and_forgets_what_it_was(make_host: MakeHost) -> None:
+    """Its hash stays, for the token goes again: nothing is left to do afterwards."""
+    plain, joins = render_host(make_host("worker")), render_host(make_host("worker", bootstrap_kubeconfig=b"token"))
+    path = "/etc/kubernetes/kubelet/bootstrap.kubeconfig"
+    before, after = (next(unit for unit in state.units if unit.name == "kubelet.service") for state in (plain, joins))
+    assert before.hash == after.hash
+    assert path not in before.reads
+    assert path in after.reads, "a token that is younger than the process is a reason to restart it"
+    assert plain.variables["kubelet_forget"] == []
+    assert joins.variables["kubelet_forget"] == ["/var/lib/kubelet/kubeconfig", "/var/lib/kubelet/pki/kubelet-client-current.pem"]

@@ -29,7 +29,7 @@ def hosts(make_host: MakeHost, real_bundles: Mapping[str, tuple[File, ...]]) -> 
     contexts = {}
     for kind in KINDS:
         token = new_bootstrap_token()
-        kubeconfig = bootstrap(server="https://127.0.0.1:16443", ca=b"ca", cluster="contract", token=token.text)
+        kubeconfig = bootstrap(server="https://127.0.0.1:16443", ca="/x/ca.crt", cluster="contract", token=token.text)
         contexts[kind] = make_host(
             kind, certificates=real_bundles[kind], bootstrap_kubeconfig=None if kind == "etcd" else kubeconfig
         )

@@ -256,7 +256,7 @@ class Kit:
         leaf = self.pki.leaf("admin")
         job = Job(
             script=SCRIPT.read_text(),
-            ca=self.pki.cas[CaName.CLUSTER].certificate.decode(),
+            ca=self.pki.trust(CaName.CLUSTER).decode(),
             certificate=leaf.certificate.decode(),
             key=leaf.key.decode(),
             endpoint=endpoint,

@@ -21,6 +21,7 @@ from provisioner.cli import app
 from provisioner.config import Cluster
 from provisioner.errors import BadInput
 from provisioner.pki import CaName
+from provisioner.pki import rotation as rotations
 from provisioner.pki.store import ca_file
 from provisioner.workspace import Workspace
 
@@ -109,6 +110,51 @@ def test_what_was_written_is_read(
 def test_without_a_ca_the_backups_own_is_believed(written: Path, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     assert archive.read(written, tmp_path / "new", ca=None, who="x").manifest.cluster == "mine"
+
+
+def test_of_a_cluster_whose_ca_was_replaced(tmp_path: Path, opens: Callable[..., archive.Opened]) -> None:
+    """A backup of before is this cluster's still, and one that was forged is not; the old key is not needed, and is gone."""
+    cluster = cluster_of("turned")
+    workspace = Workspace(tmp_path / "workspace" / "turned", tmp_path / "cluster.yaml")
+    workspace.create()
+    workspace.cluster_file.write_text("name: turned\n")
+    now = dt.datetime.now(dt.UTC)
+    known_by = pkis.cluster_id(pkis.ensure(cluster, workspace.pki, now=now))
+    before = make(workspace, tmp_path / "before")
+    rotations.begin(cluster, workspace.pki, tuple(CaName), now=now)
+    rotations.advance(workspace.pki)
+    amidst = make(workspace, tmp_path / "amidst")
+    assert {name for name in opens(amidst, ca_of(workspace)).files if name.startswith("pki/")} >= {
+        *("pki/identity", "pki/rotation.json", "pki/next/cluster-ca.pem", "pki/next/etcd-ca.pem"),
+    }, "whoever imports it goes on with the rotation"
+    done = imported(amidst, tmp_path / "elsewhere")
+    assert done.exit_code == 0, done.output
+    taken = pkis.ensure(cluster, tmp_path / "elsewhere" / "workspace" / "turned" / "pki", now=now)
+    assert taken.rotation == rotations.read(workspace.pki)
+    assert pkis.cluster_id(taken) == known_by
+    assert taken.trusted == pkis.ensure(cluster, workspace.pki, now=now).trusted
+    rotations.advance(workspace.pki)
+    rotations.finish(workspace.pki)
+    after = make(workspace, tmp_path / "after")
+    former = rotations.former(workspace.pki)
+    for number, path in enumerate((before, amidst, after)):
+        opened = archive.read(path, _made(tmp_path / str(number)), ca=ca_of(workspace), who="x", former=former)
+        assert opened.files[archive.SNAPSHOT].read_bytes() == SNAPSHOT
+    with pytest.raises(BackupError, match="a backup of another cluster"):
+        opens(before, ca_of(workspace))
+
+    def change(content: dict[str, bytes]) -> None:
+        content[archive.MANIFEST] = content[archive.MANIFEST].replace(b'"revision": 7', b'"revision": 8')
+
+    with pytest.raises(BackupError, match="the MAC is not"):
+        archive.read(rewritten(before, change), _made(tmp_path / "forged"), ca=ca_of(workspace), who="x", former=former)
+    alone = archive.read(after, _made(tmp_path / "alone"), ca=None, who="x")
+    assert alone.files["pki/identity"].read_text().strip() == known_by
+
+
+def _made(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 def test_another_clusters_is_refused(

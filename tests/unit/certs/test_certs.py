@@ -21,6 +21,7 @@ from provisioner.certs.model import Found, Row, State, by_days
 from provisioner.certs.places import KUBELET_CLIENT, Place, places_on
 from provisioner.config import Cluster
 from provisioner.pki import CERTIFICATES, CaName, Lifetimes, Pki
+from provisioner.pki import rotation as rotations
 from provisioner.pki.bundle import SHARED
 
 NOW = dt.datetime.now(dt.UTC)
@@ -83,6 +84,36 @@ def test_a_ca_is_spoken_of_a_year_before_its_end(keys: Pki) -> None:
     ca = keys.cas[CaName.CLUSTER].certificate
     assert Judge(keys, NOW, Lifetimes()).judge("w", place, ca).state is State.OK
     assert Judge(keys, NOW + Lifetimes().ca - 300 * DAY, Lifetimes()).judge("w", place, ca).state is State.DUE
+
+
+def test_both_cas_of_a_rotation_and_what_is_of_the_old_one(cluster: Cluster, tmp_path: Path) -> None:
+    before = pkis.ensure(cluster, tmp_path, now=NOW)
+    rotations.begin(cluster, tmp_path, tuple(CaName), now=NOW)
+    trusting = pkis.ensure(cluster, tmp_path, now=NOW)
+    place, signer = Place("cluster-ca", "/x/ca.crt", CaName.CLUSTER), Place("cluster-ca", "/y", CaName.CLUSTER, signer=True)
+    old, both = before.trust(CaName.CLUSTER), trusting.trust(CaName.CLUSTER)
+
+    def said(keys: Pki, pem: bytes, place: Place = place) -> dict[str, str]:
+        return {row.name: row.state.value for row in Judge(keys, NOW, Lifetimes()).authorities("w", place, pem)}
+
+    assert said(before, old) == {"cluster-ca": "ok"}
+    assert said(trusting, both) == {"cluster-ca": "ok", "cluster-ca (new)": "ok"}
+    assert said(trusting, old) == {"cluster-ca": "ok", "cluster-ca (new)": "missing"}
+    assert said(trusting, old, signer) == {"cluster-ca": "ok"}
+    leaf = before.leaf("kubelet-serving", "w").certificate
+    assert Judge(trusting, NOW, Lifetimes()).judge("w", SERVING, leaf).state is State.OK
+    rotations.advance(tmp_path)
+    issuing = pkis.ensure(cluster, tmp_path, now=NOW)
+    assert said(issuing, both) == {"cluster-ca": "ok", "cluster-ca (old)": "ok"}
+    assert said(issuing, old, signer) == {"cluster-ca": "missing", "cluster-ca (old)": "of the CA that is replaced"}
+    assert Judge(issuing, NOW, Lifetimes()).judge("w", SERVING, leaf).state is State.OLD
+    assert State.OLD.is_wrong
+    rotations.advance(tmp_path)
+    dropping = pkis.ensure(cluster, tmp_path, now=NOW)
+    assert said(dropping, both) == {"cluster-ca": "ok", "cluster-ca (old)": "of the CA that is replaced"}
+    assert said(dropping, dropping.trust(CaName.CLUSTER)) == {"cluster-ca": "ok"}
+    stranger = dropping.trust(CaName.ETCD)
+    assert said(dropping, stranger) == {"cluster-ca": "missing", "cluster-ca (unknown)": "of another CA"}
 
 
 def test_nonsense_is_missing_with_the_reason(keys: Pki) -> None:

@@ -98,6 +98,33 @@ def test_a_kubelet_with_a_good_certificate_needs_no_token(made: tuple[Cluster, p
     assert joining(here, own, client_certificate(other, "system:node:worker-1", until=NOW + DAY)) == ["worker-1"]
 
 
+def test_a_kubelet_that_keeps_the_cas_to_itself_joins_again_when_these_are_replaced(
+    made: tuple[Cluster, pki.Pki, pki.Pki], session: Session
+) -> None:
+    cluster, own, _ = made
+    good = client_certificate(own, "system:node:worker-1", until=NOW + DAY)
+    under_way = replace(own, rotation=pki.Rotation("a", pki.Stage.TRUST, (CaName.CLUSTER,), NOW))
+    for authority, keys, joins in (
+        ("", own, False),
+        ("", under_way, True),
+        ("/etc/kubernetes/pki/ca.crt", under_way, False),
+        (None, under_way, False),
+    ):
+        actual = {"worker-1": {"kubelet_certificate": good, "kubelet_authority": authority}}
+        assert bool(steps._joining(replace(session, cluster=cluster, pki=keys), actual)) is joins
+
+
+def test_what_a_token_takes_the_place_of_is_in_the_plan() -> None:
+    def gone(actual: dict[str, Any]) -> list[tuple[str, str]]:
+        return [(change.what, change.action) for change in steps._forgotten("worker-1", actual)]
+
+    action = "remove (it joins anew)"
+    kubeconfig, certificate = "/var/lib/kubelet/kubeconfig", "/var/lib/kubelet/pki/kubelet-client-current.pem"
+    assert gone({"kubelet_certificate": "PEM", "kubelet_authority": ""}) == [(kubeconfig, action), (certificate, action)]
+    assert gone({"kubelet_certificate": "PEM", "kubelet_authority": None}) == [(certificate, action)]
+    assert gone({"kubelet_certificate": None}) == [], "a new machine has none"
+
+
 def _rsa_key() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 

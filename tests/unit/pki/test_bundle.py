@@ -45,6 +45,7 @@ CONTROL_PLANE = {
     "/etc/kubernetes/kube-apiserver/service-account.pub": (CERTIFICATE, "kube-apiserver"),
     "/etc/kubernetes/kube-apiserver/serving.crt": (CERTIFICATE, "kube-apiserver"),
     "/etc/kubernetes/kube-apiserver/serving.key": (KEY, "kube-apiserver"),
+    "/etc/kubernetes/kube-controller-manager/ca.crt": (CERTIFICATE, "kube-controller-manager"),
     "/etc/kubernetes/kube-controller-manager/ca.key": (KEY, "kube-controller-manager"),
     "/etc/kubernetes/kube-controller-manager/kubeconfig": (KEY, "kube-controller-manager"),
     "/etc/kubernetes/kube-controller-manager/service-account.key": (KEY, "kube-controller-manager"),

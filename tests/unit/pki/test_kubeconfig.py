@@ -83,17 +83,18 @@ def test_a_context_of_ones_own() -> None:
     assert document["current-context"] == document["contexts"][0]["name"] == "mine"
 
 
-def test_bootstrap(pki: Pki) -> None:
+def test_bootstrap() -> None:
     token = new_bootstrap_token()
-    ca = pki.cas[CaName.CLUSTER].certificate
-    document = yaml.safe_load(kubeconfig.bootstrap(server="https://127.0.0.1:16443", ca=ca, cluster="test", token=token.text))
+    text = kubeconfig.bootstrap(server="https://127.0.0.1:16443", ca="/x/ca.crt", cluster="test", token=token.text)
+    document = yaml.safe_load(text)
     assert document["users"] == [{"name": "kubelet-bootstrap", "user": {"token": token.text}}]
-    assert base64.b64decode(document["clusters"][0]["cluster"]["certificate-authority-data"]) == ca
+    # a file, which is replaced with its CA, and no certificate, which the kubelet would keep for ever
+    assert document["clusters"][0]["cluster"]["certificate-authority"] == "/x/ca.crt"
 
 
 def test_the_bytes_are_these() -> None:
     token = "abcdef." + "0123456789abcdef"
-    found = kubeconfig.bootstrap(server="https://127.0.0.1:16443", ca=b"certificate", cluster="test", token=token)
+    found = kubeconfig.bootstrap(server="https://127.0.0.1:16443", ca="/x/ca.crt", cluster="test", token=token)
     assert (
         found.decode()
         == """\
@@ -102,7 +103,7 @@ kind: Config
 clusters:
 - name: test
   cluster:
-    certificate-authority-data: Y2VydGlmaWNhdGU=
+    certificate-authority: /x/ca.crt
     server: https://127.0.0.1:16443
 users:
 - name: kubelet-bootstrap
@@ -120,7 +121,7 @@ current-context: kubelet-bootstrap@test
 
 @pytest.mark.parametrize("token", ["123456.0123456789012345", "1e3456.1234567890123456", "0x1234.0000000000000000"])
 def test_tokens_that_look_like_numbers_stay_text(token: str) -> None:
-    document = yaml.safe_load(kubeconfig.bootstrap(server="https://x", ca=b"c", cluster="test", token=token))
+    document = yaml.safe_load(kubeconfig.bootstrap(server="https://x", ca="/x/ca.crt", cluster="test", token=token))
     assert document["users"][0]["user"]["token"] == token
 
 

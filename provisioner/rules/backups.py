@@ -19,13 +19,14 @@ _DATE = rf"(?:{_PARTS}-)?{_PARTS}[-~]{_PARTS}"
 _TIME = rf"{_PARTS}:{_PARTS}(?::{_PARTS}(?:\.\d{{1,6}})?)?"
 _ZONE = r"(?: (?:UTC|[A-Za-z]+(?:/[A-Za-z0-9_+-]+)+))?"
 # The forms of systemd.time(7), "Calendar events"; the machines' own systemd has the last word.
-_CALENDAR = re.compile(
-    rf"(?:{_WORDS}|{_DAYS}(?: {_DATE})?(?: {_TIME})?|{_DATE}(?: {_TIME})?|{_TIME}){_ZONE}", re.IGNORECASE
-)
+_CALENDAR = re.compile(rf"(?:{_WORDS}|{_DAYS}(?: {_DATE})?(?: {_TIME})?|{_DATE}(?: {_TIME})?|{_TIME}){_ZONE}", re.IGNORECASE)
 # What systemd's unit files and a shell take as it stands.
 _DIRECTORY = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*){2,}")
 # Trees that the operating system or a component of ours empties or replaces.
-_NOT_THERE = ("/dev", "/proc", "/sys", "/run", "/tmp", "/var/tmp", "/etc", "/usr", "/var/lib/etcd", "/var/lib/kubelet", "/var/lib/containerd")  # noqa: S108
+_NOT_THERE = (
+    *("/dev", "/proc", "/sys", "/run", "/tmp", "/var/tmp", "/etc", "/usr"),  # noqa: S108
+    *("/var/lib/etcd", "/var/lib/kubelet", "/var/lib/containerd"),
+)
 _FILE = "{file}"
 
 

@@ -13,7 +13,7 @@ from provisioner.render.layout import ROLES, RoleSpec
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One unit of ours. ``aliases`` are other names that mean it (that of its role)."""
+    """One unit of ours; of a timer, what it starts. ``aliases`` are other names that mean it (that of its role)."""
 
     name: str
     unit: str
@@ -30,14 +30,19 @@ class Component:
         return (self.name, *self.aliases)
 
 
+def plain(unit: str) -> str:
+    """A unit's name without what all of ours have."""
+    return unit.removesuffix(".service").removesuffix(".timer").removeprefix("provisioner-")
+
+
 def _all() -> tuple[Component, ...]:
-    names = {unit.name: unit.name.removesuffix(".service").removeprefix("provisioner-") for role in ROLES for unit in role.units}
+    names = {unit.name: plain(unit.service) for role in ROLES for unit in role.units}
     found = []
     for role in ROLES:
         word = role.name.replace("_", "-")
         # a role's name that is a unit's own means that unit: `containerd`, whose role imports images besides
         aliases = () if word in names.values() else (word,)
-        found += [Component(names[unit.name], unit.name, role, aliases) for unit in role.units]
+        found += [Component(names[unit.name], unit.service, role, aliases) for unit in role.units]
     return tuple(found)
 
 
@@ -59,12 +64,12 @@ def choose(cluster: Cluster, node: Node, words: Sequence[str]) -> tuple[Componen
         return components_of(cluster, node)
     found: list[Component] = []
     for word in words:
-        plain = word.removesuffix(".service").removeprefix("provisioner-")
-        meant = [component for component in COMPONENTS if plain in component.names]
+        name = plain(word)
+        meant = [component for component in COMPONENTS if name in component.names]
         if not meant:
             known = sorted(name for component in COMPONENTS for name in component.names)
             raise BadInput(
-                f'there is no component "{word}"{did_you_mean(plain, known)}',
+                f'there is no component "{word}"{did_you_mean(name, known)}',
                 hint=f"{node.name} carries {_listed(components_of(cluster, node))}",
             )
         carried = [component for component in meant if component.on(cluster, node)]

@@ -154,6 +154,26 @@ class Etcd(Model):
     flags: dict[str, FlagValue] = Field(default={}, description="Further flags of etcd")
 
 
+class Backups(Model):
+    """Backups of etcd's data that the members take by themselves; without `schedule` nothing of it is installed."""
+
+    schedule: str | None = Field(
+        default=None, description='When, as OnCalendar of systemd.time(7) has it, in quotes: "*-*-* 03:00:00"; default: never'
+    )
+    keep: Annotated[int, Field(ge=1, le=1000)] = Field(default=7, description="How many stay on each machine, the newest")
+    recipients: tuple[str, ...] = Field(default=(), description="Public keys, of age or SSH, that the backups are encrypted for")
+    plain: bool = Field(default=False, description="Do not encrypt")
+    directory: str = Field(
+        default="/var/lib/provisioner/backups", description="Where they lie on the machines; of another place `reset` takes nothing"
+    )
+    carry: tuple[str, ...] = Field(
+        default=(),
+        alias="copy",
+        description="Command and arguments that carry a backup off the machine, run there as root; `{file}` stands for its path",
+    )
+    local_only: bool = Field(default=False, description="Leave them on the machines alone, and lose them together")
+
+
 class Certificates(Model):
     """How long certificates are valid; CAs are for ten years."""
 
@@ -261,6 +281,7 @@ class Cluster(Model):
     )
     extra_sans: tuple[str, ...] = Field(default=(), description="Further names and addresses in the apiservers' certificates")
     etcd: Etcd = Field(default=Etcd(), description="The database")
+    backups: Backups = Field(default=Backups(), description="Backups that the members of etcd take by themselves")
     certificates: Certificates = Field(default=Certificates(), description="How long certificates are valid")
     components: Components = Field(default=Components(), description="Flag overrides of the components")
     kubelet: Kubelet = Field(default=Kubelet(), description="The node agent, on every node")

@@ -14,6 +14,7 @@ import yaml
 from provisioner import artifacts, pki, preflight, quarantine, registry, topology
 from provisioner.artifacts import Lock, bundle
 from provisioner.artifacts.lock import Arch
+from provisioner.backup import scheduled
 from provisioner.cluster_api import ClusterApi
 from provisioner.config import Cluster, Node, Role
 from provisioner.desired import File, HostState, Shipment, save_host, save_shipment
@@ -294,6 +295,8 @@ def _context(session: Session, node: Node) -> HostContext:
     certificates = pki.bundle_for(session.cluster, made, node)
     if node.has(Role.CONTROL_PLANE):
         certificates = (*certificates, encryption_file(made))
+    if node.has(Role.ETCD) and scheduled.wanted(session.cluster):
+        certificates = (*certificates, scheduled.key_file(made))
     token = session.tokens.get(node.name)
     kubeconfig = None
     if token:

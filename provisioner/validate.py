@@ -8,7 +8,7 @@ from pathlib import Path
 from provisioner.config import Cluster
 from provisioner.problems import Path as Where
 from provisioner.problems import Problem
-from provisioner.rules import flags, labels, network, nodes, outside, vip
+from provisioner.rules import backups, flags, labels, network, nodes, outside, vip
 from provisioner.rules.rule import Context, Rule
 
 _IPS = ("nodes.address", "nodes.clusterAddress")
@@ -77,6 +77,12 @@ RULES: tuple[Rule, ...] = (
     Rule(flags.etcd_timing, ("etcd.electionTimeout", "etcd.heartbeatInterval")),
     Rule(flags.certificate_lifetimes, ("certificates.renewBefore", "certificates.validity")),
     Rule(flags.etcd_quota, ("etcd.quotaBackendBytes",)),
+    # backups
+    Rule(backups.backup_schedule, ("backups.schedule",)),
+    Rule(backups.backup_is_for_somebody, ("backups.schedule", "backups.recipients", "backups.plain")),
+    Rule(backups.backup_leaves_the_machine, ("backups.schedule", "backups.copy", "backups.localOnly")),
+    Rule(backups.backup_directory, ("backups.directory",)),
+    Rule(backups.backup_happens, ("backups",)),
     # what lies outside
     Rule(outside.kubernetes_version_known, ("kubernetes.version",)),
     Rule(outside.ssh_users, ("ssh.user", "ssh.bastion", "nodes.sshUser")),

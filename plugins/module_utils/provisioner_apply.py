@@ -94,6 +94,8 @@ def remove(paths, dry):
             os.unlink(path)
     if units:
         _run(["systemctl", "daemon-reload"])
+        # systemd remembers a unit that has failed also when its file is gone
+        subprocess.run(["systemctl", "reset-failed", *units], check=False, capture_output=True)
     return found
 
 

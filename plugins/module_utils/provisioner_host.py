@@ -178,10 +178,17 @@ def unit_states(names):
     """Properties of units as systemd has them, one call for all: {name: {property: text}}."""
     if not names:
         return {}
-    command = ["systemctl", "show", "--property=" + ",".join(UNIT_PROPERTIES), "--", *names]
+    # what a timer starts is its other half: systemd must have read both files
+    halves = {name: name[: -len(".timer")] + ".service" for name in names if name.endswith(".timer")}
+    asked = [*names, *halves.values()]
+    command = ["systemctl", "show", "--property=" + ",".join(UNIT_PROPERTIES), "--", *asked]
     answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     blocks = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in answer.strip().split("\n\n")]
-    return dict(zip(names, blocks))
+    states = dict(zip(asked, blocks))
+    for name, half in halves.items():
+        if states[half].get("NeedDaemonReload") == "yes":
+            states[name]["NeedDaemonReload"] = "yes"
+    return {name: states[name] for name in names}
 
 
 def running_hash(name, state):
@@ -225,7 +232,9 @@ def describe_unit(unit, state):
         state: its entry of ``unit_states``.
     """
     name = unit["name"]
-    started = int(state.get("ExecMainStartTimestampMonotonic") or 0) / 1e6
+    # a timer has no process; it takes in its file when it is started
+    taken_in = "ActiveEnterTimestampMonotonic" if name.endswith(".timer") else "ExecMainStartTimestampMonotonic"
+    started = int(state.get(taken_in) or 0) / 1e6
     return {
         "loaded": state.get("LoadState") == "loaded",
         "active": state.get("ActiveState") in ("active", "reloading"),

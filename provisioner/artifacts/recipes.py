@@ -126,6 +126,11 @@ RECIPES: dict[str, Recipe] = {
         packages=(("images/coredns.tar", "github.com/coredns/coredns"),),
         image=ImageSpec(binary="coredns", entrypoint=("/coredns",), user="65532:65532", ports=("53/tcp", "53/udp")),
     ),
+    "age": Recipe(
+        modules=("filippo.io/age",),
+        packages=(("age", "filippo.io/age/cmd/age"),),
+        variables=(("main.Version", "v{version}"),),
+    ),
     "agnhost": Recipe(
         modules=("k8s.io/kubernetes",),
         packages=(("images/agnhost.tar", "k8s.io/kubernetes/test/images/agnhost"),),

@@ -23,6 +23,8 @@ class Want:
 
 
 ETCD = ("etcd", "etcdctl", "etcdutl")
+# Encrypts the backups that members take by themselves.
+BACKUP = ("age",)
 CONTROL_PLANE = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
 NODE = ("kubelet", "kube-proxy", "kubectl")
 CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
@@ -51,6 +53,8 @@ def wanted_for(cluster: Cluster, lock: Lock, *, arch: Arch, roles: Iterable[Role
     files: list[tuple[str, tuple[str, ...]]] = []
     if Role.ETCD in carried:
         files.append(("etcd", ETCD))
+        if cluster.backups.schedule:
+            files.append(("age", BACKUP))
     if Role.CONTROL_PLANE in carried:
         files.append(("kubernetes", CONTROL_PLANE))
     if carried & {Role.CONTROL_PLANE, Role.WORKER}:
@@ -62,7 +66,7 @@ def wanted_for(cluster: Cluster, lock: Lock, *, arch: Arch, roles: Iterable[Role
 
 def everything(lock: Lock, kubernetes: str, arch: Arch) -> tuple[Want, ...]:
     """All files that go with a Kubernetes version."""
-    files = (("etcd", ETCD), ("kubernetes", CONTROL_PLANE), *_ON_NODES, ("flannel", ("flanneld",)))
+    files = (("etcd", ETCD), ("kubernetes", CONTROL_PLANE), *_ON_NODES, ("flannel", ("flanneld",)), ("age", BACKUP))
     return wants_of(lock, kubernetes, arch, files)
 
 

@@ -3,8 +3,11 @@
 The manifest has the size and the SHA-256 of every other file. Its MAC is keyed with the key of the cluster's CA: who does not
 have that key can neither change a backup nor pass off another cluster's as this one's. Whoever reads believes nothing before the
 MAC has been checked. A controller that has lost its keys has only the backup's own to check it with: there the CA's fingerprint,
-known from elsewhere, tells whose it is. Of a CA that was replaced since, the workspace has kept the MAC's key and nothing else.
+known from elsewhere, tells whose it is. Of a CA that was replaced since, the workspace has kept the MAC's keys and nothing else.
 Whatever the manifest says, only files of a few names are read.
+
+What members take by themselves (``scheduled``) is the same file with another number of its format: etcd's data alone, and a MAC by
+a key that members hold. That key makes no backup of the other kind.
 """
 
 from __future__ import annotations
@@ -29,11 +32,12 @@ from pydantic.alias_generators import to_camel
 from provisioner.config import Cluster, DnsLabel
 from provisioner.errors import ProvisionerError
 from provisioner.pki import CaName, Pki, cluster_id
-from provisioner.pki.store import backup_key, ca_file, encryption_file, service_account_file
+from provisioner.pki.store import BACKUPS, DATA, WHOLE, backup_key, ca_file, encryption_file, former_name, service_account_file
 from provisioner.ssh.target import bastion_of, target_of
 from provisioner.workspace import Workspace
 
-FORMAT = 1
+# Of a whole backup; of etcd's data alone.
+FORMAT, DATA_FORMAT = WHOLE, DATA
 MANIFEST = "manifest.json"
 MAC = "manifest.mac"
 SNAPSHOT = "snapshot.db"
@@ -83,7 +87,7 @@ class Manifest(_Model):
     """What a backup holds.
 
     ``cluster_id`` is of the CA's key, ``ca_fingerprint`` the SHA-256 of its certificate; ``created`` is in UTC. Without ``etcd`` it
-    is the workspace alone.
+    is the workspace alone. Of etcd's data alone, ``secrets_key`` tells which key the Secrets in it are encrypted with.
     """
 
     format: int
@@ -93,7 +97,13 @@ class Manifest(_Model):
     created: dt.datetime
     kubernetes: str
     etcd: EtcdState | None
+    secrets_key: str = ""
     files: dict[str, Sum]
+
+    @property
+    def is_data(self) -> bool:
+        """Whether it is etcd's data alone."""
+        return self.format == DATA_FORMAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +164,8 @@ def write(path: Path, manifest: Manifest, files: Mapping[str, Path], ca: bytes) 
     """
     order = sorted(files, key=lambda name: (name == SNAPSHOT, name))
     whole = manifest.model_copy(update={"files": {name: sum_of(files[name]) for name in order}})
-    text = whole.model_dump_json(by_alias=True, indent=1).encode()
+    # as versions that knew one format only have it
+    text = whole.model_dump_json(by_alias=True, indent=1, exclude={"secrets_key"}).encode()
     path.touch(mode=0o600, exist_ok=False)
     with path.open("wb") as raw, tarfile.open(fileobj=raw, mode="w|", format=tarfile.PAX_FORMAT) as tar:
         for name, content in ((MANIFEST, text), (MAC, mac_of(text, ca))):
@@ -179,8 +190,12 @@ def sum_of(path: Path) -> Sum:
 
 
 def mac_of(manifest: bytes, ca: bytes) -> bytes:
-    """The manifest's MAC, hexadecimal: HMAC-SHA256 (RFC 2104) with a key derived from the CA's."""
-    return _mac(manifest, backup_key(ca))
+    """The MAC of the manifest of a backup that is not etcd's data alone, hexadecimal: HMAC-SHA256 (RFC 2104).
+
+    Args:
+        ca: the CA's key, PEM; what else stands there does not matter.
+    """
+    return _mac(manifest, backup_key(ca, FORMAT))
 
 
 def _mac(manifest: bytes, key: bytes) -> bytes:
@@ -207,21 +222,27 @@ def read(path: Path, directory: Path, *, ca: bytes | None, who: str, former: Map
             text, mac = (_small(tar, entries, name, who) for name in (MANIFEST, MAC))
             manifest = _manifest(text, who)
             _require_named(manifest, entries, who)
-            own = _small(tar, entries, CA, who)
-            kept = (former or {}).get(manifest.ca_fingerprint, "")
+            own = b"" if manifest.is_data else _small(tar, entries, CA, who)
+            if ca is None and manifest.is_data:
+                raise BackupError(
+                    f"{who}: etcd's data alone, as the members back it up by themselves; nothing was changed",
+                    hint="take the workspace from `provisioner workspace export` or any other backup of this cluster; then "
+                    "`provisioner etcd restore` takes this one",
+                )
+            kept = (former or {}).get(former_name(manifest.ca_fingerprint, manifest.format), "")
             if ca is not None and not kept and fingerprint(ca) != manifest.ca_fingerprint:
                 raise BackupError(
                     f"{who}: a backup of another cluster: {manifest.cluster} (id {manifest.cluster_id}); nothing was changed",
                     hint="name a backup of this cluster: `provisioner etcd list` shows them",
                 )
-            if not hmac.compare_digest(mac, _mac(text, bytes.fromhex(kept)) if kept else mac_of(text, ca or own)):
+            if not hmac.compare_digest(mac, _mac(text, bytes.fromhex(kept) if kept else backup_key(ca or own, manifest.format))):
                 raise damaged(who, "its manifest was changed: the MAC is not that of this cluster's CA")
             files = {name: _extract(tar, entries[name], directory / name, manifest.files[name], who) for name in manifest.files}
     except (tarfile.TarError, EOFError) as error:
         raise damaged(who, f"it is no whole archive ({error})") from None
     except (ValueError, TypeError) as error:
         raise damaged(who, f"its keys cannot be read ({type(error).__name__})") from None
-    if fingerprint(files[CA].read_bytes()) != manifest.ca_fingerprint:
+    if not manifest.is_data and fingerprint(files[CA].read_bytes()) != manifest.ca_fingerprint:
         raise damaged(who, "its CA is not the one that the manifest names")
     return Opened(manifest, files)
 
@@ -270,11 +291,13 @@ def _manifest(text: bytes, who: str) -> Manifest:
     try:
         document: Any = json.loads(text)
         found = document.get("format") if isinstance(document, dict) else None
-        if isinstance(found, int) and found > FORMAT:
+        if isinstance(found, int) and found > DATA_FORMAT:
             raise BackupError(
-                f"{who}: a backup of format {found}, and this version reads format {FORMAT}; nothing was changed",
+                f"{who}: a backup of format {found}, and this version reads up to {DATA_FORMAT}; nothing was changed",
                 hint="use the version of provisioner that made it",
             )
+        if found not in BACKUPS:
+            raise damaged(who, f"it is of no format of ours ({found!r})")
         return Manifest.model_validate(document)
     except (ValueError, ValidationError) as error:
         raise damaged(who, f"its manifest cannot be read ({type(error).__name__})") from None
@@ -287,7 +310,10 @@ def _require_named(manifest: Manifest, entries: Mapping[str, tarfile.TarInfo], w
     if found != named:
         other = sorted(found.items() ^ named.items())[0][0]
         raise damaged(who, f"its manifest and its files do not agree on {other}")
-    if missing := {CLUSTER_FILE, CA, *([SNAPSHOT] if manifest.etcd else [])} - found.keys():
+    if manifest.is_data and (manifest.etcd is None or found.keys() != {SNAPSHOT}):
+        raise damaged(who, "it is not etcd's data alone, as it says")
+    whole = () if manifest.is_data else (CLUSTER_FILE, CA)
+    if missing := {*whole, *([SNAPSHOT] if manifest.etcd else [])} - found.keys():
         raise damaged(who, f"it has no {sorted(missing)[0]}")
     if any(size > _WORKSPACE_BYTES for name, size in found.items() if name != SNAPSHOT):
         raise damaged(who, "a file of its workspace is far too large")

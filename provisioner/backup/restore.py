@@ -23,6 +23,7 @@ from typing import Any
 
 from provisioner import inventory, plays, preflight, registry, runner, steps, topology
 from provisioner.backup.archive import SNAPSHOT, Opened
+from provisioner.backup.scheduled import secrets_fingerprint
 from provisioner.certs import published
 from provisioner.cluster_api import ClusterApi, ClusterApiError
 from provisioner.config import Node, Role
@@ -99,6 +100,11 @@ def require_fit(session: Session, opened: Opened) -> dict[str, str]:
             f"the backup is of Kubernetes {manifest.kubernetes}, cluster.yaml says {cluster.kubernetes.version}; "
             "nothing was changed",
             hint=f"set `kubernetes.version` to {manifest.kubernetes}'s minor version, `provisioner apply`, and restore then",
+        )
+    if manifest.is_data and manifest.secrets_key != secrets_fingerprint(session.the_pki()):
+        raise BadInput(
+            "the Secrets in it are encrypted with another key than this workspace has; nothing was changed",
+            hint="take a workspace of the time of the backup: `provisioner workspace export`, or any backup that is not scheduled",
         )
     left = [node for node in registry.left_out(cluster, registry.read(session.workspace)) if is_vital(node)]
     nodes = [node for node in cluster.nodes if is_vital(node)]

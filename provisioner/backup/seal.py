@@ -16,6 +16,7 @@ import pyrage
 
 from provisioner.backup import archive
 from provisioner.backup.archive import BackupError, Opened
+from provisioner.backup.recipient import recipient
 from provisioner.errors import BadInput
 from provisioner.workspace import private_directory
 
@@ -54,7 +55,7 @@ def check(key: Key) -> None:
         BadInput: a recipient is none; the passphrase is too short.
     """
     for text in key.recipients:
-        _recipient(text)
+        recipient(text)
     if key.passphrase and len(key.passphrase) < _SHORTEST:
         raise BadInput(
             f"the passphrase has {len(key.passphrase)} characters, and opens every key of the cluster: it needs {_SHORTEST}",
@@ -89,7 +90,7 @@ def seal(source: Path, target: Path, key: Key) -> None:
         )
     target.touch(mode=0o600, exist_ok=False)
     if key.recipients:
-        pyrage.encrypt_file(str(source), str(target), [_recipient(text) for text in key.recipients])
+        pyrage.encrypt_file(str(source), str(target), [recipient(text) for text in key.recipients])
     else:
         target.write_bytes(pyrage.passphrase.encrypt(source.read_bytes(), key.passphrase))
 
@@ -134,17 +135,6 @@ def opened(
             unseal(file, plain, secret)
         (directory / "files").mkdir(mode=0o700)
         yield archive.read(plain, directory / "files", ca=ca, who=str(file), former=former), directory
-
-
-def _recipient(text: str) -> Any:
-    kind = pyrage.ssh.Recipient if text.startswith("ssh-") else pyrage.x25519.Recipient
-    try:
-        return kind.from_str(text)
-    except pyrage.RecipientError:
-        raise BadInput(
-            f"{text[:40]!r} is no public key of age (age1…), nor one of SSH (ssh-ed25519, ssh-rsa)",
-            hint="`age-keygen -o key.txt` makes a pair and prints the public key",
-        ) from None
 
 
 def identities(paths: Sequence[Path]) -> list[Any]:

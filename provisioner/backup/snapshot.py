@@ -176,24 +176,26 @@ def healthy(known: Mapping[str, Status]) -> tuple[str, ...]:
     return tuple(sorted(fit, key=lambda name: (fit[name].leader == fit[name].member_id, -fit[name].raft_applied_index)))
 
 
-_NAME = re.compile(r"(?P<cluster>[a-z0-9-]+)-(?P<time>\d{8}T\d{6}Z)\.backup(\.age)?")
+# ``data``: what a member has taken by itself, and somebody has brought here
+_NAME = re.compile(r"(?P<cluster>[a-z0-9-]+)-(?P<time>\d{8}T\d{6}Z)\.(backup|data)(\.age)?")
 
 
 def listed(workspace: Workspace) -> tuple[Backup, ...]:
     """The backups in the workspace, the newest first; what is in encrypted ones is not known."""
     found = []
-    for path in workspace.backups.glob(f"*{SUFFIX}*"):
+    for path in workspace.backups.glob("*Z.*"):
         named = _NAME.fullmatch(path.name)
         if named is None:
             continue
         manifest = None
-        if not path.name.endswith(SEALED):
+        sealed = path.name.endswith(".age")
+        if not sealed:
             try:
                 manifest = archive.peek(path, path.name)
             except archive.BackupError:
                 manifest = None
         taken = dt.datetime.strptime(named["time"], "%Y%m%dT%H%M%SZ").replace(tzinfo=dt.UTC)
-        found.append(Backup(path, path.stat().st_size, taken, manifest, sealed=path.name.endswith(SEALED)))
+        found.append(Backup(path, path.stat().st_size, taken, manifest, sealed=sealed))
     return tuple(sorted(found, key=lambda one: one.path.name, reverse=True))
 
 

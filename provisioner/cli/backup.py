@@ -24,6 +24,7 @@ from provisioner.cli.backup_keys import (
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, confirm, console, open_cluster, output, print_json
 from provisioner.cli.run import DeadlineOption, open_session
 from provisioner.errors import ProvisionerError
+from provisioner.words import ago
 from provisioner.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -87,19 +88,42 @@ def snapshot(  # noqa: PLR0917 - typer reads the options from the signature
         output.print(str(made.path), markup=False)
 
 
-def list_(cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
+def list_(
+    cluster: ClusterOption = None,
+    machines: Annotated[
+        bool, typer.Option("--machines", help="Also those that the members have taken by themselves, on their machines.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """The backups in workspace/NAME/backups, the newest first. What is in an encrypted one is not known before it is opened."""
+    from provisioner.backup import scheduled  # noqa: PLC0415
     from provisioner.backup import snapshot as snapshots  # noqa: PLC0415
+    from provisioner.ssh import Connections  # noqa: PLC0415
 
     loaded, workspace = open_cluster(cluster)
     found = snapshots.listed(workspace)
+    there: tuple[scheduled.OnMachine, ...] = ()
+    silent: dict[str, ProvisionerError] = {}
+    if machines:
+        with Connections(loaded, workspace) as connections:
+            there, silent = scheduled.on_machines(loaded, connections)
     if as_json:
-        print_json({"cluster": loaded.name, "backups": [_row(one) for one in found]})
+        document: dict[str, object] = {"cluster": loaded.name, "backups": [_row(one) for one in found]}
+        if machines:
+            document["machines"] = [one.to_json() for one in there]
+            document["silent"] = sorted(silent)
+        print_json(document)
         return
+    for name, error in silent.items():
+        console.print(f"{name}: not asked: {error.message}", markup=False)
+    for other in there:
+        kind = "encrypted" if other.sealed else "NOT encrypted"
+        place = f"{other.node}:{other.path}"
+        output.print(f"{other.taken:%Y-%m-%d %H:%M:%S} UTC  {other.bytes / MIB:8.1f} MiB  {kind:34} {place}", markup=False)
     for one in found:
         inside = "encrypted" if one.sealed else "damaged" if one.manifest is None else f"Kubernetes {one.manifest.kubernetes}"
         output.print(f"{one.taken:%Y-%m-%d %H:%M:%S} UTC  {one.bytes / MIB:8.1f} MiB  {inside:34} {one.path}", markup=False)
-    if not found:
+    if not found and not there:
         output.print(f"no backup in {workspace.backups}; `provisioner etcd snapshot` makes one", markup=False)
 
 
@@ -173,16 +197,12 @@ def _tell(opened: Opened, former: Collection[str]) -> None:
         console.print(
             "it is from before the cluster's CA was replaced: its data is taken, and the CAs stay as they are", markup=False
         )
+    kind = "etcd's data alone, " if manifest.is_data else ""
     console.print(
-        f"the backup: {manifest.cluster}, Kubernetes {manifest.kubernetes}, of {manifest.created:%Y-%m-%d %H:%M:%S} UTC "
-        f"({_words(age)} ago)",
+        f"the backup: {manifest.cluster}, {kind}Kubernetes {manifest.kubernetes}, "
+        f"of {manifest.created:%Y-%m-%d %H:%M:%S} UTC ({ago(age.total_seconds())} ago)",
         markup=False,
     )
-
-
-def _words(age: dt.timedelta) -> str:
-    minutes = int(age.total_seconds()) // 60
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h" if minutes < 2880 else f"{minutes // 1440} days"
 
 
 def _open(file: Path, workspace: Workspace, secret: Secret) -> AbstractContextManager[tuple[Opened, Path]]:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from provisioner.cli.common import ClusterOption, JsonOption, open_cluster, output, print_json
 from provisioner.errors import ExitCode
+from provisioner.words import ago
 
 if TYPE_CHECKING:
     from provisioner.status.model import EtcdMember, Proxy, Status
@@ -47,6 +48,12 @@ def show(found: Status, console: Console) -> None:
             console.print()
     if found.vip is not None:
         console.print(f"virtual address {found.vip.address}: {', '.join(found.vip.holders) or 'on no machine'}", markup=False)
+    if found.backups:
+        last = found.last_backup
+        told = (
+            f"the last good one is {ago(last.age or 0.0)} old, {last.good} on {last.node}" if last else "none went all the way yet"
+        )
+        console.print(f"backups by the members: {told}", markup=False)
     if found.stale:
         console.print("Nodes and leases are as an apiserver remembers them: etcd takes no reads", style="yellow", markup=False)
     if not found.problems:

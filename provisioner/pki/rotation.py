@@ -151,7 +151,9 @@ def finish(directory: Path) -> None:
         new = {name: store.next_ca_file(directory, name).read_bytes() for name in found.cas}
         old = store.ca_file(directory, CaName.CLUSTER).read_bytes()
         if CaName.CLUSTER in new and new[CaName.CLUSTER] != old:
-            known = {**former(directory), load_ca(CaName.CLUSTER, old).fingerprint: store.backup_key(old).hex()}
+            print_of = load_ca(CaName.CLUSTER, old).fingerprint
+            keys = {store.former_name(print_of, number): store.backup_key(old, number).hex() for number in store.BACKUPS}
+            known = {**former(directory), **keys}
             store.write({store.former_file(directory): json.dumps(known, indent=1).encode()})
         store.write({store.ca_file(directory, name): content for name, content in new.items()})
         store.rotation_file(directory).unlink()

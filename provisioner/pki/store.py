@@ -177,17 +177,28 @@ def write(files: Mapping[Path, bytes]) -> None:
             os.close(handle)
 
 
-def backup_key(ca: bytes) -> bytes:
-    """The key of the MAC of backups: derived from a CA's (HKDF, RFC 5869).
+# Formats of backups, and what the key of their MAC is derived for.
+WHOLE, DATA = 1, 2
+BACKUPS = {WHOLE: b"provisioner/backup/manifest/v1", DATA: b"provisioner/backup/scheduled/v1"}
+
+
+def backup_key(ca: bytes, number: int) -> bytes:
+    """The key of the MAC of backups of one format: derived from a CA's (HKDF, RFC 5869); each is good for its own format alone.
 
     Args:
-        ca: certificate and key, PEM.
+        ca: the CA's key, PEM; what else stands there does not matter.
+        number: of the format: one of ``BACKUPS``.
 
     Raises:
         ValueError: there is no key in it.
     """
     secret = load_pem_private_key(ca, password=None).private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-    return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=b"provisioner/backup/manifest/v1").derive(secret)
+    return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=BACKUPS[number]).derive(secret)
+
+
+def former_name(fingerprint: str, number: int) -> str:
+    """By which name former.json has the key of the MAC of backups of one format, by the CA's fingerprint."""
+    return fingerprint if number == WHOLE else f"{fingerprint}/{number}"
 
 
 def encode_leaves(leaves: tuple[Leaf, ...]) -> bytes:

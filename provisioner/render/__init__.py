@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 
 from provisioner.desired import Artifact, File, HostState, Unit
 from provisioner.render.context import CachedArtifact, HostContext, Image, MachineTraits
-from provisioner.render.footprint import BOOTSTRAP_KUBECONFIG, questions
+from provisioner.render.footprint import BOOTSTRAP_KUBECONFIG, everything, questions
 from provisioner.render.layout import ROLES, RoleSpec, UnitSpec, binary_path
 from provisioner.render.machine import IMAGE_DIR, users_of
 from provisioner.render.templates import render, template_of
@@ -47,12 +48,14 @@ def render_host(host: HostContext) -> HostState:
             for file in role.files
             if file.path not in unit_paths
         ]
+        files += [File(role.name, path, Path(str(module.__file__)).read_bytes(), mode=0o755) for path, module in role.scripts]
         for file in role.files:
             if unit := unit_paths.get(file.path):
                 # the hash covers the unit file itself: rendered once without it, then with it
                 bare = _render_file(role, file.path, {**variables[role.name], "provisioner_unit_hash": ""})
                 reads = _reads(unit, files)
-                value = _unit_hash(unit, bare, reads, binaries)
+                # a timer has no process whose environment could tell
+                value = "" if unit.is_timer else _unit_hash(unit, bare, reads, binaries)
                 files.append(_render_file(role, file.path, {**variables[role.name], "provisioner_unit_hash": value}))
                 places = tuple(item.path for item in artifacts if item.path.rsplit("/", 1)[-1] in unit.binaries)
                 passing = tuple(item.path for item in files if item.path in unit.passing)
@@ -75,7 +78,8 @@ def render_host(host: HostContext) -> HostState:
 
 def _absent(host: HostContext, roles: tuple[RoleSpec, ...]) -> tuple[tuple[str, str], ...]:
     """What must not be there: a token that nobody needs any more, and what was left by roles that the machine does not carry."""
-    gone = [("base", file.path) for role in ROLES if role.withdrawn and role not in roles for file in role.files]
+    withdrawn = {role.name for role in ROLES if role.withdrawn and role not in roles}
+    gone = [("base", path) for part in everything().parts if part.role in withdrawn for path in part.files]
     if host.node.is_kubernetes_node and not host.bootstrap_kubeconfig:
         gone.append(("kubelet", BOOTSTRAP_KUBECONFIG))
     return tuple(gone)

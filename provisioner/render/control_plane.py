@@ -1,4 +1,5 @@
-"""Variables of the roles that make a control plane: etcd, kube_apiserver, vip, kube_controller_manager, kube_scheduler."""
+"""Variables of the roles that make a control plane: etcd, etcd_backup, kube_apiserver, vip, kube_controller_manager,
+kube_scheduler."""
 
 from __future__ import annotations
 
@@ -44,6 +45,25 @@ def etcd(host: HostContext) -> dict[str, object]:
         },
         "etcd_health_url": f"http://127.0.0.1:{topology.ETCD_METRICS_PORT}/readyz",
         "etcd_learner_health_url": f"http://127.0.0.1:{topology.ETCD_METRICS_PORT}/livez",
+    }
+
+
+def etcd_backup(host: HostContext) -> dict[str, object]:
+    """https://www.freedesktop.org/software/systemd/man/latest/systemd.timer.html"""
+    cluster, backups = host.cluster, host.cluster.backups
+    return {
+        "etcd_backup_schedule": backups.schedule,
+        "etcd_backup_directory": backups.directory,
+        "etcd_backup_settings": {
+            "cluster": cluster.name,
+            "clusterId": host.cluster_id,
+            "member": host.node.name,
+            "kubernetes": cluster.kubernetes.version,
+            "directory": backups.directory,
+            "keep": backups.keep,
+            "recipients": list(backups.recipients),
+            "copy": list(backups.carry),
+        },
     }
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import PurePosixPath
 
+from provisioner.backup import on_machine
 from provisioner.config import Cluster
 from provisioner.pki.bundle import SHARED
 from provisioner.pki.specs import CERTIFICATES, Holder, Pair
@@ -32,6 +33,8 @@ _READER: Mapping[Holder, str] = {
 }
 # Files that stand in no table: made only at times, or by the components themselves.
 _FILES: Mapping[str, tuple[str, ...]] = {
+    # the second is systemd's own, for a timer that is persistent: when it fired last
+    "etcd_backup": (on_machine.KEY, "/var/lib/systemd/timers/stamp-provisioner-etcd-backup.timer"),
     "kube_apiserver": ("/etc/kubernetes/kube-apiserver/encryption.yaml",),
     # the kubelet's own, for its shutdownGracePeriod: systemd-logind shall let it delay a shutdown
     "kubelet": (BOOTSTRAP_KUBECONFIG, "/etc/systemd/logind.conf.d/99-kubelet.conf"),
@@ -47,6 +50,7 @@ _DATA: Mapping[str, tuple[str, ...]] = {
     ),
     "api_proxy": ("/run/provisioner-api-proxy",),
     "etcd": ("/var/lib/etcd",),
+    "etcd_backup": ("/run/provisioner-etcd-backup",),
     "kube_apiserver": ("/var/log/kube-apiserver",),
     "vip": ("/run/provisioner-vip",),
     "kubelet": ("/var/lib/kubelet", "/var/log/pods", "/var/log/containers"),
@@ -191,6 +195,7 @@ def _part(name: str) -> Part:
     role = next(role for role in ROLES if role.name == name)
     files = [file.path for file in role.files]
     files += [binary_path(binary) for binary in role.binaries]
+    files += [path for path, _ in role.scripts]
     files += [shared.path for shared in SHARED if _READER[shared.holder] == name]
     for spec in CERTIFICATES:
         if spec.place is not None and _READER[spec.holder] == name:
@@ -199,7 +204,11 @@ def _part(name: str) -> Part:
             files += [f"{stem}.crt", f"{stem}.key"] if isinstance(place, Pair) else [place.path]
     files += _FILES.get(name, ())
     return Part(
-        name, tuple(unit.name for unit in role.units), tuple(dict.fromkeys(files)), _DATA.get(name, ()), _MADE.get(name, ())
+        name,
+        tuple(dict.fromkeys(name for unit in role.units for name in (unit.name, unit.service))),
+        tuple(dict.fromkeys(files)),
+        _DATA.get(name, ()),
+        _MADE.get(name, ()),
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
+from provisioner.backup import on_machine
 from provisioner.config import Cluster, Node, Role
 from provisioner.render import control_plane, machine
 from provisioner.render.context import HostContext
@@ -26,7 +28,7 @@ class UnitSpec:
 
     ``reads`` are path prefixes of files that it takes in at its start, ``binaries`` artifacts that it runs;
     ``reload_on`` files that it takes in by a reload; ``passing`` files that it takes in at its start where they are there, and
-    which are no part of its hash, for they go again.
+    which are no part of its hash, for they go again. A timer has its service, which it starts, as a file beside it.
     """
 
     name: str
@@ -35,10 +37,24 @@ class UnitSpec:
     reload_on: tuple[str, ...] = ()
     passing: tuple[str, ...] = ()
 
+    @property
+    def service(self) -> str:
+        """The unit with the process: itself, or what it starts at its time."""
+        return self.name.replace(".timer", ".service")
+
+    @property
+    def is_timer(self) -> bool:
+        """Whether it has no process, and reads nothing but its own file."""
+        return self.name.endswith(".timer")
+
 
 @dataclass(frozen=True, slots=True)
 class RoleSpec:
-    """One Ansible role, as the driver sees it. One that is ``withdrawn`` goes from machines that do not carry it any more."""
+    """One Ansible role, as the driver sees it.
+
+    ``scripts`` are further files, whose content is a module of ours that stands alone: (path on the machine, module). A role that
+    is ``withdrawn`` goes from machines that do not carry it any more.
+    """
 
     name: str
     applies: Callable[[Cluster, Node], bool]
@@ -46,6 +62,7 @@ class RoleSpec:
     files: tuple[TemplateFile, ...] = ()
     units: tuple[UnitSpec, ...] = ()
     binaries: tuple[str, ...] = ()
+    scripts: tuple[tuple[str, ModuleType], ...] = ()
     withdrawn: bool = False
 
 
@@ -65,6 +82,10 @@ def _on_node(_cluster: Cluster, node: Node) -> bool:
     return node.is_kubernetes_node
 
 
+def _backed_up(cluster: Cluster, node: Node) -> bool:
+    return node.has(Role.ETCD) and cluster.backups.schedule is not None
+
+
 def _with_flannel(cluster: Cluster, node: Node) -> bool:
     return node.is_kubernetes_node and cluster.network.plugin == "flannel"
 
@@ -81,10 +102,14 @@ def _none(_host: HostContext) -> dict[str, object]:
 UNITS = "/etc/systemd/system"
 BINARIES, PLUGINS = "/usr/local/bin", "/opt/cni/bin"
 LIB = "/usr/local/lib/provisioner"
+# Programs that others may have in a version of their own: they lie where nobody finds them by chance.
+_OURS_ALONE = ("age",)
 
 
 def binary_path(name: str) -> str:
     """Where a role's binary lies, by its name in the lock."""
+    if name in _OURS_ALONE:
+        return f"{LIB}/{name}"
     return f"{PLUGINS}/{name.removeprefix('cni/')}" if name.startswith("cni/") else f"{BINARIES}/{name}"
 
 
@@ -135,6 +160,21 @@ ROLES: tuple[RoleSpec, ...] = (
         files=(TemplateFile("/etc/etcd/birth.env", once=True), TemplateFile(f"{UNITS}/etcd.service")),
         units=(UnitSpec("etcd.service", reads=("/etc/etcd/pki/",), binaries=("etcd",)),),
         binaries=("etcd", "etcdctl", "etcdutl"),
+    ),
+    RoleSpec(
+        "etcd_backup",
+        _backed_up,
+        control_plane.etcd_backup,
+        files=(
+            TemplateFile("/etc/provisioner/etcd-backup.json", mode=0o600),
+            TemplateFile(f"{UNITS}/provisioner-etcd-backup.service"),
+            TemplateFile(f"{UNITS}/provisioner-etcd-backup.timer"),
+        ),
+        units=(UnitSpec("provisioner-etcd-backup.timer"),),
+        binaries=("age",),
+        scripts=((f"{LIB}/etcd-backup", on_machine),),
+        # what nobody wants any more must not go on filling disks
+        withdrawn=True,
     ),
     RoleSpec(
         "kube_apiserver",

@@ -141,6 +141,7 @@ def _assemble(cluster: Cluster, seen: Mapping[str, _Seen], told: kubernetes.Answ
         nodes=told.nodes,
         proxies=tuple(proxies),
         vip=_vip(cluster, {name: one.answer for name, one in seen.items()}),
+        backups=tuple(one.answer.backups for one in seen.values() if isinstance(one.answer, on_node.Answer) and one.answer.backups),
         api_error=told.error,
         stale=told.stale,
     )

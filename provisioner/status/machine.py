@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 
 from provisioner import node_answer
-from provisioner.config import Cluster, Node
+from provisioner.config import Cluster, Node, Role
 from provisioner.ssh import Connections
 from provisioner.status import node_script
-from provisioner.status.model import Backend, Proxy
+from provisioner.status.model import Backend, Backups, Proxy
 
 ADMIN_SOCKET = "/run/provisioner-api-proxy/admin.sock"
 # Backend whose servers are health-checked; their connections may also go through others (see api-proxy.cfg).
@@ -25,13 +25,15 @@ CHECKED = "apiservers"
 class Answer:
     """What a machine said. ``proxy`` is None where it runs none, ``vip`` where it was not asked or could not tell.
 
-    ``hostname`` is the kernel's, by which the holders of leases call themselves; it need not be the Node's name.
+    ``hostname`` is the kernel's, by which the holders of leases call themselves; it need not be the Node's name. ``backups`` is
+    None where it takes none by itself.
     """
 
     proxy: Proxy | None
     vip: bool | None
     clock_skew: float
     hostname: str = ""
+    backups: Backups | None = None
 
 
 def vip_of(cluster: Cluster) -> str | None:
@@ -47,20 +49,22 @@ def ask(cluster: Cluster, node: Node, connections: Connections, *, seconds: floa
         ProvisionerError: it cannot be reached, or cannot run the script.
     """
     sent = time.time()
-    text = script(ADMIN_SOCKET if node.is_kubernetes_node else "", vip_of(cluster) or "")
+    own = cluster.backups.directory if node.has(Role.ETCD) and cluster.backups.schedule is not None else ""
+    text = script(ADMIN_SOCKET if node.is_kubernetes_node else "", vip_of(cluster) or "", own, cluster.name)
     answer = node_answer.ask(connections, node, text, key="status", seconds=seconds)
     received = time.time()
     proxy = None
     if node.is_kubernetes_node:
         text, error = answer.get("haproxy", ""), answer.get("haproxy_error", "")
         proxy = Proxy(node.name, backends(text), error or ("" if text else "HAProxy said nothing"))
-    return Answer(proxy, answer.get("vip"), answer["clock"] - (sent + received) / 2, answer["hostname"])
+    backups = Backups(node.name, **answer["backups"]) if "backups" in answer else None
+    return Answer(proxy, answer.get("vip"), answer["clock"] - (sent + received) / 2, answer["hostname"], backups)
 
 
 @cache
-def script(haproxy: str, vip: str) -> bytes:
+def script(haproxy: str, vip: str, backups: str = "", cluster: str = "") -> bytes:
     """The script's text with its questions."""
-    questions = json.dumps({"haproxy": haproxy, "vip": vip})
+    questions = json.dumps({"haproxy": haproxy, "vip": vip, "backups": backups, "cluster": cluster})
     return f"{Path(node_script.__file__).read_text(encoding='utf-8')}\nreport(json.loads({questions!r}))\n".encode()
 
 

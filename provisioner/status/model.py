@@ -133,6 +133,32 @@ class Proxy:
 
 
 @dataclass(frozen=True, slots=True)
+class Backups:
+    """What one member says of the backups that members take by themselves.
+
+    Attributes:
+        timer: whether its timer runs.
+        failed: its last run did.
+        running: it is at it.
+        ran: it was at all since the machine was started.
+        kept: how many lie there.
+        good: name of the last one taken there that went all the way, its copy included; "" where there is none.
+        age: seconds since that one was taken; None where there is none.
+        fired: seconds since its timer fired; None where it never did.
+    """
+
+    node: str
+    timer: bool
+    failed: bool = False
+    running: bool = False
+    ran: bool = False
+    kept: int = 0
+    good: str = ""
+    age: float | None = None
+    fired: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Vip:
     """The virtual address and who has it. ``unknown``: control planes that could not be asked."""
 
@@ -158,6 +184,7 @@ class Status:
     """The whole look.
 
     Attributes:
+        backups: of the members that take some by themselves, and answer.
         api_error: why Nodes and leases are unknown; empty where an apiserver told.
         stale: Nodes and leases are from an apiserver's memory: etcd takes no reads.
         seconds: how long the look took.
@@ -172,10 +199,16 @@ class Status:
     nodes: tuple[NodeState, ...]
     proxies: tuple[Proxy, ...]
     vip: Vip | None = None
+    backups: tuple[Backups, ...] = ()
     api_error: str = ""
     stale: bool = False
     seconds: float = 0.0
     problems: tuple[Problem, ...] = field(default=())
+
+    @property
+    def last_backup(self) -> Backups | None:
+        """The member with the youngest backup that went all the way."""
+        return min((one for one in self.backups if one.age is not None), key=lambda one: one.age or 0.0, default=None)
 
     @property
     def reached(self) -> bool:

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 from provisioner.status.etcd import GONE
 from provisioner.status.model import EtcdMember, Problem, Status
+from provisioner.words import ago
 
 CLUSTER = "cluster"
 # Of the quota: below it writes still pass, but compaction and a look at what fills it should not wait.
 NEARLY_FULL = 0.8
+# Seconds in which the member whose turn it is has taken a backup of a large database, and carried it off.
+BACKUP_SECONDS = 3600.0
 # Entries. Members apply a moment apart; this is what etcd keeps behind a snapshot for slow ones (snapshot-catchup-entries):
 # who lacks more may have to be sent the whole database.
 BEHIND = 5000
@@ -36,6 +39,7 @@ def problems(status: Status) -> tuple[Problem, ...]:
         *_nodes(status),
         *_proxies(status),
         *_vip(status),
+        *_backups(status),
     )
 
 
@@ -192,4 +196,26 @@ def _vip(status: Status) -> Iterator[Problem]:
             CLUSTER,
             f"no machine holds the virtual address {vip.address}",
             "`systemctl status provisioner-vip` on the control planes",
+        )
+
+
+def _backups(status: Status) -> Iterator[Problem]:
+    healthy = {member.name for member in status.etcd.members if member.healthy}
+    # of a member that is not well that is said, and not that it gives no backup
+    asked = [one for one in status.backups if one.node in healthy]
+    last = status.last_backup
+    since = f"the last good one is {ago(last.age or 0.0)} old, on {last.node}" if last else "there is no good one"
+    for one in asked:
+        if not one.timer:
+            yield Problem(one.node, "the timer of its backups does not run", "`provisioner apply`")
+        if one.failed:
+            yield Problem(one.node, f"its last backup failed; {since}", f"`provisioner logs {one.node} etcd-backup`")
+    fired = min((one.fired for one in asked if one.fired is not None and one.ran), default=None)
+    if fired is None or any(one.failed or one.running for one in asked):
+        return
+    if fired > BACKUP_SECONDS and (last is None or (last.age or 0.0) > fired + BACKUP_SECONDS):
+        yield Problem(
+            CLUSTER,
+            f"no member has taken a backup when it was time, {ago(fired)} ago; {since}",
+            "`provisioner logs NODE etcd-backup` for each member of etcd",
         )

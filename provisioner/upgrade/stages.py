@@ -40,7 +40,7 @@ class Stage:
 
 
 MACHINES = Stage("machines", "what is below Kubernetes", frozenset({"base", "certificates", "api_proxy"}), ("machines",))
-ETCD = Stage("etcd", "etcd, one member at a time", frozenset({"etcd"}), ("machines", "etcd"))
+ETCD = Stage("etcd", "etcd, one member at a time", frozenset({"etcd", "etcd_backup"}), ("machines", "etcd"))
 API_SERVERS = Stage("apiservers", "API servers, one at a time", frozenset({"kube_apiserver", "vip"}), ("machines", "control_plane"))
 CONTROLLERS = Stage(
     "controllers",

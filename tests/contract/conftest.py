@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from provisioner import pki
+from provisioner.backup import scheduled
 from provisioner.config import Cluster
 from provisioner.desired import File
 from provisioner.pki import Pki
@@ -29,8 +30,9 @@ NODES: dict[str, tuple[str, tuple[str, ...]]] = {
     "worker": ("10.77.0.14", ("worker",)),
     "every-role": ("10.77.0.15", ("control-plane", "etcd", "worker")),
 }
-# With a virtual address, so that control planes carry every role there is.
+# With a virtual address and scheduled backups, so that machines carry every role there is.
 ENDPOINT = {"host": "10.77.0.100", "vip": {}}
+BACKUPS = {"schedule": "*-*-* 03:00:00", "plain": True, "copy": ["cp", "{file}", "/mnt/share"]}
 NOW = dt.datetime(2030, 5, 17, 12, 30, 15, tzinfo=dt.UTC)
 
 MakeCluster = Callable[..., Cluster]
@@ -43,7 +45,13 @@ def make_cluster() -> MakeCluster:
 
     def make(**keys: object) -> Cluster:
         nodes = [{"name": name, "address": ip, "roles": roles} for name, (ip, roles) in NODES.items()]
-        fixed = {"apiVersion": "provisioner/v1", "name": "contract", "nodes": nodes, "controlPlaneEndpoint": ENDPOINT}
+        fixed = {
+            "apiVersion": "provisioner/v1",
+            "name": "contract",
+            "nodes": nodes,
+            "controlPlaneEndpoint": ENDPOINT,
+            "backups": BACKUPS,
+        }
         return Cluster.model_validate({**fixed, **keys})
 
     return make
@@ -62,6 +70,8 @@ def real_bundles(make_cluster: MakeCluster, real_pki: Pki) -> Mapping[str, tuple
     bundles = {node.name: pki.bundle_for(cluster, real_pki, node) for node in cluster.nodes}
     for node in cluster.control_planes:
         bundles[node.name] = (*bundles[node.name], encryption_file(real_pki))
+    for node in cluster.etcd_members:
+        bundles[node.name] = (*bundles[node.name], scheduled.key_file(real_pki))
     return bundles
 
 

@@ -46,6 +46,7 @@ def secrets_of(files: tuple[File, ...]) -> set[str]:
         if "PRIVATE KEY" in text:
             found |= {line for line in text.splitlines() if re.fullmatch(r"[A-Za-z0-9+/=]{20,}", line)}
         found |= set(re.findall(r"(?:client-key-data|token|secret): (\S+)", text))
+        found |= set(re.findall(r'"mac": "(\w+)"', text))
     return found
 
 
@@ -72,7 +73,9 @@ def test_no_secret_is_in_the_inventory(make_cluster: MakeCluster, hosts: dict[st
 def test_every_file_with_a_key_is_marked_secret_and_is_its_owners_alone(hosts: dict[str, HostContext]) -> None:
     for host in hosts.values():
         for file in render_host(host).files:
-            holds_key = b"PRIVATE KEY" in file.content or re.search(rb"client-key-data|token: |secret: \S{20}", file.content)
+            holds_key = b"PRIVATE KEY" in file.content or re.search(
+                rb'client-key-data|token: |secret: \S{20}|"mac": "\w{64}"', file.content
+            )
             assert bool(holds_key) == file.secret, file.path
             assert file.mode == 0o600 or not file.secret, file.path
 
@@ -91,9 +94,9 @@ def test_printing_a_value_shows_no_secret(hosts: dict[str, HostContext], real_pk
         for file in state.files:
             printed += repr(file)
         assert not [secret for secret in secrets_of(state.files) if secret in printed]
-        assert "0123456789abcdef" not in printed.replace("cluster_id='0123456789abcdef'", "").replace(
-            "'base_cluster_id': '0123456789abcdef'", ""
-        ).replace("contract-0123456789abcdef", "")
+        for known in ("cluster_id='{}'", "'base_cluster_id': '{}'", "'clusterId': '{}'", "contract-{}"):
+            printed = printed.replace(known.format("0123456789abcdef"), "")
+        assert "0123456789abcdef" not in printed
     assert "PRIVATE" not in repr(real_pki)
     assert real_pki.encryption_key not in repr(real_pki)
     token = new_bootstrap_token()

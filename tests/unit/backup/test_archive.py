@@ -249,7 +249,7 @@ def test_a_newer_format_says_so(written: Path, opens: Callable[..., archive.Open
     def change(content: dict[str, bytes]) -> None:
         content[archive.MANIFEST] = json.dumps({"format": 99, "anything": "else"}).encode()
 
-    with pytest.raises(BackupError, match="format 99, and this version reads format 1") as caught:
+    with pytest.raises(BackupError, match="format 99, and this version reads up to 2") as caught:
         opens(rewritten(written, change))
     assert "the version of provisioner that made it" in caught.value.hint
 

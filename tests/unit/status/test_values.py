@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +18,8 @@ from provisioner.config import Cluster
 from provisioner.errors import ProvisionerError
 from provisioner.etcd_api import Alarm, Member
 from provisioner.etcd_api import Status as MemberStatus
-from provisioner.status import etcd, kubernetes, machine, problems
-from provisioner.status.model import Apiserver, Backend, Etcd, EtcdMember, Lease, Machine, NodeState, Proxy, Status, Vip
+from provisioner.status import etcd, kubernetes, machine, node_script, problems
+from provisioner.status.model import Apiserver, Backend, Backups, Etcd, EtcdMember, Lease, Machine, NodeState, Proxy, Status, Vip
 
 PLANES = ("cp-1", "cp-2", "cp-3")
 CLUSTER = Cluster.model_validate(
@@ -309,3 +311,68 @@ def test_it_fits_on_80_columns_and_needs_no_colour() -> None:
     assert max(len(line) for line in text.splitlines()) <= 80
     for words in ("DOWN", "NOT READY", "leader", "cp-1 UP (1)", "remedy: ", "etcd runs with 2 of 3"):
         assert words in text, text
+
+
+# -- backups by the members ----------------------------------------------------------------------------------------------------
+
+
+def backed_up(**changed: dict[str, Any]) -> Status:
+    """Each member's timer fired an hour and a half ago, and cp-1 took a backup then."""
+    fired = 5400.0
+    found = []
+    for name in PLANES:
+        good = {"good": "t-20260101T030000Z.data.age", "age": fired - 1} if name == "cp-1" else {}
+        given = changed.get(name.replace("-", "_"), {})
+        found.append(Backups(name, **{"timer": True, "ran": True, "fired": fired, **good, **given}))
+    return replace(whole(), backups=tuple(found))
+
+
+def test_backups_that_are_as_they_should_be() -> None:
+    assert told(backed_up()) == []
+    # before the first time there is none, and after a machine's start none has run yet
+    assert told(backed_up(cp_1={"good": "", "age": None, "ran": False}, cp_2={"ran": False}, cp_3={"ran": False})) == []
+    # it is at it
+    assert told(backed_up(cp_1={"age": 90_000.0}, cp_2={"running": True})) == []
+
+
+def test_backups_that_are_not() -> None:
+    assert told(backed_up(cp_2={"failed": True})) == [
+        "cp-2: its last backup failed; the last good one is 89 min old, on cp-1 -> `provisioner logs cp-2 etcd-backup`"
+    ]
+    assert told(backed_up(cp_1={"good": "", "age": None, "failed": True})) == [
+        "cp-1: its last backup failed; there is no good one -> `provisioner logs cp-1 etcd-backup`"
+    ]
+    assert told(backed_up(cp_3={"timer": False})) == ["cp-3: the timer of its backups does not run -> `provisioner apply`"]
+    assert told(backed_up(cp_1={"age": 90_000.0})) == [
+        (
+            "cluster: no member has taken a backup when it was time, 90 min ago; the last good one is 25 h old, on cp-1"
+            " -> `provisioner logs NODE etcd-backup` for each member of etcd"
+        )
+    ]
+
+
+def test_of_a_member_that_is_down_only_that_is_said() -> None:
+    status = replace(backed_up(cp_1={"failed": True}), etcd=etcd.assemble(CLUSTER, views(cp_1="no answer")))
+    assert not [line for line in told(status) if "backup" in line]
+
+
+def test_what_a_machine_says_of_its_backups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "ActiveState=active\n\nExecMainStartTimestampMonotonic=12\nActiveState=failed\n"
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess((), 0, text, ""))
+    now = dt.datetime.now(dt.UTC) - dt.timedelta(hours=2)
+    name = f"t-{now:%Y%m%dT%H%M%SZ}.data.age"
+    for other in (name, "t-20260101T000000Z.data.age", "other-20260101T000000Z.data.age"):
+        (tmp_path / other).touch()
+    (tmp_path / "last-good").write_text(f"{name}\n")
+    found = node_script.backups(str(tmp_path), "t")
+    assert found["age"] == pytest.approx(7200, abs=30)
+    assert {key: value for key, value in found.items() if key not in ("age", "fired")} == {
+        "timer": True,
+        "failed": True,
+        "running": False,
+        "ran": True,
+        "kept": 2,
+        "good": name,
+    }
+    assert Backups("a", **found).failed  # type: ignore[arg-type] # as it comes out of JSON
+    assert "good" not in node_script.backups(str(tmp_path / "missing"), "t")

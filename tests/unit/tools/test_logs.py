@@ -33,7 +33,7 @@ def units(node: str, *words: str) -> list[str]:
 
 
 def test_every_unit_of_every_role_has_a_name_of_its_own() -> None:
-    assert [component.unit for component in COMPONENTS] == [unit.name for role in ROLES for unit in role.units]
+    assert [component.unit for component in COMPONENTS] == [unit.service for role in ROLES for unit in role.units]
     names = [name for component in COMPONENTS for name in component.names]
     assert len(names) == len(set(names))
     for name in ("etcd", "kube-apiserver", "kube-proxy", "containerd", "flanneld", "network", "api-proxy", "vip", "images"):

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import io
 import json
+import shutil
 import stat
 import tarfile
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from provisioner.backup.archive import BackupError
 from provisioner.config import Cluster
 from provisioner.errors import BadInput
 from provisioner.pki import CaName, Pki
+from provisioner.pki import rotation as rotations
 from provisioner.pki.store import ca_file
 from provisioner.render.layout import binary_path
 from provisioner.session import Session
@@ -120,6 +122,25 @@ def test_a_restore_reads_what_a_member_took(taken: Path, keys: tuple[Pki, bytes,
     assert list(found.files) == [archive.SNAPSHOT]
     assert found.files[archive.SNAPSHOT].read_bytes() == DATABASE
     assert [path.name for path in taken.parent.iterdir()] == [taken.name], "nothing is left beside it"
+
+
+def test_one_from_before_the_ca_was_replaced_is_read_by_what_is_kept_of_it(
+    taken: Path, keys: tuple[Pki, bytes, Workspace], tmp_path: Path
+) -> None:
+    """Two backups of one member: of the CA that is gone, and of a cluster that never was this one."""
+    root = tmp_path / "pki"
+    shutil.copytree(keys[2].pki, root)
+    now = dt.datetime.now(dt.UTC)
+    rotations.begin(cluster(), root, tuple(CaName), now=now)
+    for _ in range(2):
+        rotations.advance(root)
+    rotations.finish(root)
+    new = ca_file(root, CaName.CLUSTER).read_bytes()
+    (tmp_path / "read").mkdir()
+    found = archive.read(taken, tmp_path / "read", ca=new, who="x", former=rotations.former(root))
+    assert found.files[archive.SNAPSHOT].read_bytes() == DATABASE
+    with pytest.raises(BackupError, match="a backup of another cluster"):
+        opened(taken, tmp_path / "refused", new)
 
 
 def test_one_that_was_changed_or_forged_is_refused(taken: Path, keys: tuple[Pki, bytes, Workspace], tmp_path: Path) -> None:

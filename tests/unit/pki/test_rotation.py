@@ -133,7 +133,7 @@ def test_a_second_rotation_keeps_the_first_name_too(cluster: Cluster, pki: Pki, 
         rotations.advance(root)
         rotations.finish(root)
     assert cluster_id(ensure(cluster, root, now=now)) == cluster_id(pki)
-    assert len(rotations.former(root)) == 2
+    assert len({name.partition("/")[0] for name in rotations.former(root)}) == 2
 
 
 # -- what machines get -------------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_an_end_that_was_killed_is_taken_up(
     assert read(root, now=now).cas == dropping.cas, "the stage still decides"
     rotations.finish(root)
     assert read(root, now=now).cas == dropping.cas
-    assert list(rotations.former(root)) == [pki.cas[CaName.CLUSTER].fingerprint]
+    assert {name.partition("/")[0] for name in rotations.former(root)} == {pki.cas[CaName.CLUSTER].fingerprint}
 
 
 def test_the_end_needs_the_third_stage(root: Path, rotated: Callable[[Stage | None], Pki]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from cryptography import x509
 
-from provisioner import cluster_api, leave, members, objects, plays, verify
+from provisioner import authorities, cluster_api, leave, members, objects, plays, verify
 from provisioner import session as sessions
 from provisioner.cluster_api import ClusterApi, ClusterApiError
 from provisioner.config import Node, Role
@@ -37,6 +37,7 @@ def compare(session: Session) -> Session:
     # the official client takes a second to import: now, while Ansible waits for the machines
     threading.Thread(target=cluster_api.preload, name="import of the client", daemon=True).start()
     rendered = _with_actual(rendered)
+    authorities.refuse_older_copy(rendered)
     rendered = sessions.with_tokens(rendered, _joining(rendered, rendered.actual))
     changes: list[Change] = []
     for name, state in rendered.states.items():

@@ -3,7 +3,7 @@
     pki/rotation.json      which CAs, and the stage; it alone decides
     pki/next/NAME-ca.pem   the new CA: certificate and key, as that of the old one
     pki/identity           what the cluster is known by, from the first rotation on: the first CA's
-    pki/former.json        by what a backup is known that was made under a CA which is gone
+    pki/former.json        CAs that are gone: by what machines and backups are known that still have them
 
 The desired state follows from the stage, so that whatever converges brings a cluster to it, and a run that is killed is taken up:
 
@@ -149,12 +149,12 @@ def finish(directory: Path) -> None:
         raise RuntimeError("the old CAs are not dropped yet")
     with store.opened(directory):
         new = {name: store.next_ca_file(directory, name).read_bytes() for name in found.cas}
-        old = store.ca_file(directory, CaName.CLUSTER).read_bytes()
-        if CaName.CLUSTER in new and new[CaName.CLUSTER] != old:
-            print_of = load_ca(CaName.CLUSTER, old).fingerprint
-            keys = {store.former_name(print_of, number): store.backup_key(old, number).hex() for number in store.BACKUPS}
-            known = {**former(directory), **keys}
-            store.write({store.former_file(directory): json.dumps(known, indent=1).encode()})
+        old = {name: store.ca_file(directory, name).read_bytes() for name in found.cas}
+        gone = {load_ca(name, pem).fingerprint: "" for name, pem in old.items() if pem != new[name]}
+        if (ca := old.get(CaName.CLUSTER)) and ca != new[CaName.CLUSTER]:
+            print_of = load_ca(CaName.CLUSTER, ca).fingerprint
+            gone |= {store.former_name(print_of, number): store.backup_key(ca, number).hex() for number in store.BACKUPS}
+        store.write({store.former_file(directory): json.dumps({**former(directory), **gone}, indent=1).encode()})
         store.write({store.ca_file(directory, name): content for name, content in new.items()})
         store.rotation_file(directory).unlink()
         shutil.rmtree(store.next_directory(directory))
@@ -179,7 +179,8 @@ def identity(directory: Path) -> str:
 
 
 def former(directory: Path) -> Mapping[str, str]:
-    """Keys of the MAC of backups, hexadecimal, by the fingerprint of the CA under which they were made and which is gone.
+    """The CAs that were replaced, by their fingerprints: of the cluster's the keys of the MACs of backups, hexadecimal, by
+    ``store.former_name``; of the others nothing else.
 
     Such a key proves whose a backup is, and signs no certificate.
     """

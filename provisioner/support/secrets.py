@@ -68,7 +68,7 @@ def of_workspace(cluster: Cluster, workspace: Workspace) -> Needles:
     pieces = [(piece, f"the private key in {path.name}") for path in files for piece in pieces_of(store.read(path) or b"")]
     if key := (store.read(store.encryption_file(root)) or b"").decode(errors="replace").strip():
         pieces.append((key.rstrip("="), "the key of encryption at rest"))
-    pieces += [(key, "a key of old backups") for key in rotation.former(root).values()]
+    pieces += [(key, "a key of old backups") for key in rotation.former(root).values() if key]
     targets = [target_of(cluster, workspace, node) for node in cluster.nodes] + [bastion_of(cluster, workspace)]
     for path in {target.key for target in targets if target and target.key}:
         pieces += [(piece, "an SSH key") for piece in pieces_of(_read(path))]

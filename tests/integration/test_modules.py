@@ -302,6 +302,21 @@ def test_what_is_no_longer_wanted_goes(machine: Target) -> None:
     assert again.changes == []
 
 
+def test_what_a_unit_has_made_and_would_keep_goes_before_it_is_started(machine: Target) -> None:
+    (_, checked, there, done, gone, again) = machine.run(
+        shell("mkdir -p /etc/pv; touch /etc/pv/identity; ln -sf /etc/pv/identity /etc/pv/current"),
+        apply(state_of(), check=True, forget=["/etc/pv/current", "/etc/pv/never"]),
+        shell("ls /etc/pv/current"),
+        apply(state_of(), forget=["/etc/pv/current", "/etc/pv/never"]),
+        shell("ls /etc/pv/current /etc/pv/identity 2>/dev/null || true"),
+        apply(state_of(), forget=["/etc/pv/current", "/etc/pv/never"]),
+    )
+    assert checked.changes == done.changes == ["removed /etc/pv/current"]
+    assert there.text == "/etc/pv/current"
+    assert gone.text == "/etc/pv/identity", "the link goes, not what it leads to"
+    assert again.changes == []
+
+
 def test_a_secret_is_in_no_log(machine: Target) -> None:
     key = text_file("/etc/pv/key", f"key: {SECRET}\n", mode=0o600, secret=True)
     state, other = state_of(files=(key,)), state_of(files=(replace(key, content=f"key: {SECRET[::-1]}\n".encode()),))

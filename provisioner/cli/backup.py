@@ -214,7 +214,7 @@ def _open(file: Path, workspace: Workspace, secret: Secret) -> AbstractContextMa
     ca = ca_file(workspace.pki, CaName.CLUSTER).read_bytes()
     workspace.backups.mkdir(mode=0o700, exist_ok=True)
     return seal.opened(
-        file, secret, parent=workspace.backups, prefix=snapshot.PRIVATE, ca=ca, former=rotation.former(workspace.pki)
+        file, secret, parent=workspace.backups, prefix=snapshot.PRIVATE, ca=ca, former=rotation.backup_keys(workspace.pki)
     )
 
 

@@ -152,8 +152,7 @@ def finish(directory: Path) -> None:
         old = {name: store.ca_file(directory, name).read_bytes() for name in found.cas}
         gone = {load_ca(name, pem).fingerprint: "" for name, pem in old.items() if pem != new[name]}
         if (ca := old.get(CaName.CLUSTER)) and ca != new[CaName.CLUSTER]:
-            print_of = load_ca(CaName.CLUSTER, ca).fingerprint
-            gone |= {store.former_name(print_of, number): store.backup_key(ca, number).hex() for number in store.BACKUPS}
+            gone |= _backup_keys(ca)
         store.write({store.former_file(directory): json.dumps({**former(directory), **gone}, indent=1).encode()})
         store.write({store.ca_file(directory, name): content for name, content in new.items()})
         store.rotation_file(directory).unlink()
@@ -189,3 +188,16 @@ def former(directory: Path) -> Mapping[str, str]:
     except ValueError:
         return {}
     return {str(fingerprint): str(key) for fingerprint, key in found.items()} if isinstance(found, dict) else {}
+
+
+def backup_keys(directory: Path) -> Mapping[str, str]:
+    """Keys of the MACs of backups under every CA of the cluster but the one on file: as :func:`former`, and that of the CA that is
+    to come, under which members back themselves up before a rotation is through.
+    """
+    coming = store.read(store.next_ca_file(directory, CaName.CLUSTER)) if read(directory) else None
+    return {**former(directory), **(_backup_keys(coming) if coming else {})}
+
+
+def _backup_keys(ca: bytes) -> dict[str, str]:
+    fingerprint = load_ca(CaName.CLUSTER, ca).fingerprint
+    return {store.former_name(fingerprint, number): store.backup_key(ca, number).hex() for number in store.BACKUPS}

@@ -122,7 +122,6 @@ def test_every_ca_is_replaced_under_load(ha: Real) -> None:
     assert {f"{name} (new)" for name in AUTHORITIES} <= {name for _, name, _ in trusting}
     same = [key for key in before if trusting[key]["serial"] == before[key]["serial"]]
     assert {name for _, name, _ in before.keys() - set(same)} == {"kube-apiserver-loopback"}, "nothing was issued yet"
-    assert ha.plan() == []
     second = Handed(ha.workspace.kubeconfig)
     assert second.ca.startswith(first.ca)
     assert second.ca != first.ca
@@ -139,7 +138,7 @@ def test_every_ca_is_replaced_under_load(ha: Real) -> None:
     assert (rotation(ha) or {})["stage"] == "trust"
 
     with under_load(ha, "pass reissue, killed half way"):
-        killed(ha, "Run the control plane", *COMMAND)
+        killed(ha, "Run etcd", *COMMAND)
         assert (rotation(ha) or {})["stage"] == "reissue"
         done = ha.cli(*COMMAND, "--stop-after", "reissue", "--json")
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -136,6 +136,18 @@ def test_a_second_rotation_keeps_the_first_name_too(cluster: Cluster, pki: Pki, 
     assert len({name.partition("/")[0] for name in rotations.former(root)}) == 6
 
 
+def test_backups_are_known_under_every_ca_of_the_cluster(pki: Pki, root: Path, rotated: Callable[[Stage | None], Pki]) -> None:
+    made = rotated(Stage.REISSUE)
+    fingerprint = made.cas[CaName.CLUSTER].fingerprint
+    assert set(rotations.backup_keys(root)) == {store.former_name(fingerprint, number) for number in store.BACKUPS}, "to come"
+    assert rotations.former(root) == {}
+    rotations.advance(root)
+    rotations.finish(root)
+    old = pki.cas[CaName.CLUSTER]
+    kept = {store.former_name(old.fingerprint, number): store.backup_key(old.key, number).hex() for number in store.BACKUPS}
+    assert {name: key for name, key in rotations.backup_keys(root).items() if key} == kept, "gone"
+
+
 # -- what machines get -------------------------------------------------------------------------------------------------------------
 
 

@@ -70,7 +70,9 @@ def test_a_wrong_key_and_a_damaged_file(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(BackupError, match="nothing was changed"):
         seal.unseal(sealed, tmp_path / "a", Secret((other,)))
     whole = sealed.read_bytes()
-    for number, broken in enumerate((whole[:-1], whole[: len(whole) // 2], whole[:-5] + b"x" + whole[-4:], whole + b"more")):
+    for number, broken in enumerate(
+        (whole[:-1], whole[: len(whole) // 2], whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:], whole + b"more")
+    ):
         sealed.write_bytes(broken)
         with pytest.raises(BackupError, match="nothing was changed"):
             seal.unseal(sealed, tmp_path / f"b{number}", Secret((identity,)))

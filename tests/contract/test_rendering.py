@@ -299,6 +299,21 @@ def test_the_virtual_address_is_the_control_planes_alone(make_cluster: MakeClust
     assert "unicast" not in text
 
 
+def test_without_a_schedule_nothing_of_it_is_left(make_cluster: MakeCluster, make_host: MakeHost) -> None:
+    cluster = make_cluster(backups={})
+    scheduled = {file.path for file in render_host(make_host("etcd")).files} | {"/usr/local/lib/provisioner/age"}
+    host = make_host("etcd", cluster)
+    host = replace(host, certificates=tuple(file for file in host.certificates if file.path != on_machine.KEY))
+    state = render_host(host)
+    gone = {path for _, path in state.absent}
+    left = scheduled - {file.path for file in state.files}
+    assert len(left) == 6
+    assert left <= gone
+    assert not [path for path in gone if path in {item.path for item in state.artifacts}]
+    assert "age" not in {item.path.rpartition("/")[2] for item in state.artifacts}
+    assert "etcd_backup" not in {role.name for role in roles_of(make_host("worker"))}, "it is the members' alone"
+
+
 def test_a_new_image_runs_the_import_again(make_host: MakeHost) -> None:
     host = make_host("worker")
     image = "images/coredns.tar"

@@ -348,7 +348,7 @@ def test_a_flag_rolls_through_all_apiservers(drill: Kit, record: Record) -> None
     assert not figures.not_ready(events, window)
 
 
-def test_the_holder_of_the_virtual_address_vanishes(drill: Kit, record: Record) -> None:
+def the_holder_of_the_virtual_address_vanishes(drill: Kit, record: Record) -> None:
     network = drill.cluster.nodes[0].ip
     address = re.sub(r"\.\d+$", ".200", str(network))
     with drill.real.edited(lambda text: f"{text}\ncontrolPlaneEndpoint: {{host: {address}, port: 6443, vip: {{}}}}\n"):
@@ -408,6 +408,9 @@ def one_control_plane_becomes_three_and_one_again(
 
 
 if FULL:
+    # two runs of `apply` and a drill, two minutes: in CI test_vip.py cuts the holder off and kills it, and asks the address until
+    # another machine answers; that no acknowledged write is lost when a machine goes is shown through the proxies
+    test_the_holder_of_the_virtual_address_vanishes = the_holder_of_the_virtual_address_vanishes
     # a cluster of its own, five minutes: in CI the rounds of test_kills.py grow one to three and shrink it again, without the load
     test_one_control_plane_becomes_three_and_one_again = one_control_plane_becomes_three_and_one_again
 

@@ -6,8 +6,10 @@ import contextlib
 import datetime as dt
 import http.server
 import json
+import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +84,10 @@ def share(ha: Real, tmp_path: Path) -> Iterator[Share]:
 
 
 def started(ha: Real, *nodes: str) -> list[str]:
-    """The unit started by hand, on machines at once; returns what each said last."""
-    for node in nodes:
-        ha.run(node, f"systemctl start --no-block {UNIT}")
-    said = []
-    for node in nodes:
-
-        def ended(node: str = node) -> None:
-            if "activating" in ha.run(node, f"systemctl is-active {UNIT}", check=False):
-                raise NotYet("it runs")
-
-        wait_until("the unit's end", ended, seconds=120, every=0.3)
-        said.append(ha.run(node, f"journalctl --unit {UNIT} --output cat --no-pager --lines 12"))
-    return said
+    """The unit started by hand on machines at once, and through; returns what each said last."""
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        list(pool.map(lambda node: ha.run(node, f"systemctl start {UNIT}", check=False), nodes))
+    return [ha.run(node, f"journalctl --unit {UNIT} --output cat --no-pager --lines 12") for node in nodes]
 
 
 def on_machines(ha: Real) -> list[dict[str, Any]]:
@@ -142,7 +135,9 @@ def test_the_members_back_themselves_up_and_a_restore_takes_it(ha: Real, share: 
         done = ha.cli("etcd", "restore", str(share.files()[0]), "--identity", str(identity), "--yes", "--json")
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         print(f"restored: {json.loads(done.stdout)['seconds']} s")
-        assert kit.api.get({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "later", "namespace": "default"}}) is None
+        later = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "later", "namespace": "default"}}
+        found = wait_until("a read", lambda: kit.api.get(later), seconds=60, retry_on=(ProvisionerError,))
+        assert found is None, "it came after the backup"
     nothing_is_left(ha, members)
 
 
@@ -209,7 +204,7 @@ def one_that_does_not_leave_the_machine(ha: Real, share: Share, taken: str) -> N
     assert len(failed) == 1
     problems = json.loads(ha.cli("status", "--json").stdout)["problems"]
     assert len(problems) == 1, problems
-    assert problems[0].startswith(f"{failed[0]}: its last backup failed; the last good one is 0 min old, on "), problems
+    assert re.match(rf"{failed[0]}: its last backup failed; the last good one is \d min old, on ", problems[0]), problems
     logs = ha.cli("logs", failed[0], "etcd-backup")
     assert "is on this machine alone: python3 ended with 1" in logs.stdout, logs.stdout
     # the next one that goes all the way is the end of it; the third here, and two are kept

@@ -22,7 +22,7 @@ from provisioner.cli.backup_keys import (
     secret_of,
 )
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, confirm, console, open_cluster, output, print_json
-from provisioner.cli.run import DeadlineOption, open_session
+from provisioner.cli.run import DeadlineOption, limited, open_session
 from provisioner.errors import ProvisionerError
 from provisioner.words import ago
 from provisioner.workspace import Workspace
@@ -94,6 +94,7 @@ def list_(
         bool, typer.Option("--machines", help="Also those that the members have taken by themselves, on their machines.")
     ] = False,
     as_json: JsonOption = False,
+    deadline: DeadlineOption = None,
 ) -> None:
     """The backups in workspace/NAME/backups, the newest first. What is in an encrypted one is not known before it is opened."""
     from provisioner.backup import scheduled  # noqa: PLC0415
@@ -105,7 +106,7 @@ def list_(
     there: tuple[scheduled.OnMachine, ...] = ()
     silent: dict[str, ProvisionerError] = {}
     if machines:
-        with Connections(loaded, workspace) as connections:
+        with limited(deadline, "`provisioner etcd list` again"), Connections(loaded, workspace) as connections:
             there, silent = scheduled.on_machines(loaded, connections)
     if as_json:
         document: dict[str, object] = {"cluster": loaded.name, "backups": [_row(one) for one in found]}

@@ -23,7 +23,7 @@ from provisioner.load import load
 from provisioner.ssh import Connections
 from provisioner.workspace import Workspace
 
-# A quarter of an hour of waiting: by `make drill-certs` only.
+# Minutes of waiting: by `make drill-certs`, and in short by `make test` beside the hermetic tests.
 collect_ignore = [] if os.environ.get("EXPIRY") else ["test_expiry.py"]
 
 PROVISIONER = Path(sys.executable).parent / "provisioner"

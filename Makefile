@@ -73,17 +73,20 @@ integration: system-test venv ## Parts against real servers and lab machines
 e2e: system-test venv ## Real clusters on lab machines, through the command line
 	@$(BIN)/pytest tests/e2e $(ARGS)
 
-# Hermetic tests side by side, on every core, and beside them the drill that does little but wait. Then clusters, one after the other, for
-# they share the machine; `-o testpaths` and not paths: so tests/conftest.py sees a whole run, in which each of them must have its turn.
+# In three parts. Hermetic tests side by side, on every core; parts against real servers and a few machines; clusters, one after the
+# other, for they share the machine. Beside the first two runs the drill that does little but wait. `-o testpaths` and no path: so
+# tests/conftest.py sees a whole run, in which every end-to-end test must have its turn.
 .PHONY: test
 test: system-test venv lint ## Lint and every test, the real clusters included
 	@log=$$(mktemp); failed=""; \
 	EXPIRY=short $(BIN)/pytest tests/e2e/test_expiry.py >"$$log" 2>&1 & drill=$$!; \
-	$(BIN)/pytest -q -n auto --dist worksteal tests/unit tests/contract || { failed=hermetic; kill -INT $$drill; }; \
+	$(BIN)/pytest -q -n auto --dist worksteal tests/unit tests/contract || failed=" hermetic"; \
+	[[ -n $$failed ]] || $(BIN)/pytest --durations=10 --durations-min=10 tests/integration || failed=" integration"; \
+	[[ -z $$failed ]] || kill -INT $$drill; \
 	wait $$drill || failed="$$failed drill"; \
 	cat "$$log"; rm -f "$$log"; \
 	[[ -z $$failed ]] || { echo "test: failed:$$failed" >&2; exit 1; }
-	@$(BIN)/pytest -o testpaths="tests/integration tests/e2e" --durations=30 --durations-min=10 $(ARGS)
+	@$(BIN)/pytest -o testpaths=tests/e2e --durations=30 --durations-min=10 $(ARGS)
 
 .PHONY: drills
 drills: system-test venv ## What high availability costs when machines vanish: the full form (30 minutes), into bench/results

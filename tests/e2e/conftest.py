@@ -23,7 +23,7 @@ from provisioner.load import load
 from provisioner.ssh import Connections
 from provisioner.workspace import Workspace
 
-# Minutes of waiting: by `make drill-certs`, and in short by `make test` beside the hermetic tests.
+# Minutes of waiting: by `make drill-certs`, and in short by `make test` beside other tests.
 collect_ignore = [] if os.environ.get("EXPIRY") else ["test_expiry.py"]
 
 PROVISIONER = Path(sys.executable).parent / "provisioner"

@@ -1,7 +1,7 @@
 """Certificates that are valid for minutes: a cluster lives through their renewal under load; past their end `apply` recovers it.
 
 Most of it is waiting. The full form, three control planes and a worker, is `make drill-certs`, a quarter of an hour; the short one,
-one and one, takes seven minutes that `make test` spends beside the hermetic tests: there the kubelets' own renewal is not waited
+one and one, takes seven minutes that `make test` spends beside other tests: there the kubelets' own renewal is not waited
 for. ``EXPIRY_OUT`` names a file for the figures, ``EXPIRY_MINUTES`` another validity.
 """
 

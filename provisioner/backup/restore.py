@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
 from typing import Any
 
-from provisioner import inventory, plays, preflight, registry, runner, steps, topology
+from provisioner import inventory, objects, plays, preflight, registry, runner, steps, topology
 from provisioner.backup.archive import SNAPSHOT, Opened
 from provisioner.backup.scheduled import secrets_fingerprint
 from provisioner.certs import published
@@ -336,7 +336,12 @@ def _nodes(session: Session, api: ClusterApi, silent: Collection[str]) -> tuple[
     wait_until(
         "every Node Ready", ready, seconds=READY_SECONDS, every=0.5, retry_on=(ClusterApiError,), hint="`provisioner status`"
     )
-    return deleted, tuple(name for name in missing if name not in late), late
+    registered = tuple(name for name in missing if name not in late)
+    for obj in objects.node_labels(session.cluster):
+        # a kubelet may not give its Node the label of its role
+        if obj["metadata"]["name"] in registered:
+            api.apply(obj)
+    return deleted, registered, late
 
 
 def _clear(api: ClusterApi, nodes: Sequence[str]) -> None:

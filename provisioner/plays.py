@@ -120,7 +120,8 @@ def refuse_failures(tally: Tally, session: Session, *, hint: str = "") -> None:
     raise ApplyError(
         _headline(first),
         details=tuple(details),
-        hint=hint or f"when it is mended, {session.again} goes on where this run stopped",
+        hint=hint
+        or f"when it is mended, `{session.command} --cluster {session.workspace.cluster_file}` goes on where this run stopped",
     )
 
 

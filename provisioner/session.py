@@ -77,9 +77,9 @@ class Session:
     holds: bool = False
 
     @property
-    def again(self) -> str:
-        """The command that goes on with this run, and the file it is about."""
-        return f"`provisioner {'upgrade' if self.upgrading else 'apply'} --cluster {self.workspace.cluster_file}`"
+    def command(self) -> str:
+        """What goes on with this run."""
+        return "provisioner upgrade" if self.upgrading else "provisioner apply"
 
     @property
     def nodes(self) -> tuple[Node, ...]:

@@ -233,7 +233,7 @@ def _with_versions(session: Session, api: ClusterApi, nodes: Mapping[str, Mappin
     if session.upgrading:
         return session
     said = {}
-    for node in session.cluster.control_planes:
+    for node in (node for node in session.cluster.control_planes if node.name not in session.set_aside):
         with contextlib.suppress(ClusterApiError):
             said[f"the API server of {node.name}"] = str(api.request_to(node, "/version").json().get("gitVersion") or "")
     names = {node.name for node in session.nodes}
@@ -406,7 +406,7 @@ def _explained(session: Session, error: WaitTimeout) -> WaitTimeout:
             details += [f"last lines of kubelet and flanneld on {node.name}:", *(f"  {line}" for line in tail.splitlines())]
     return WaitTimeout(
         error.message,
-        hint=f"when it is mended, {session.again} goes on where this run stopped",
+        hint=f"when it is mended, `{session.command} --cluster {session.workspace.cluster_file}` goes on where this run stopped",
         details=tuple(details),
     )
 
@@ -439,7 +439,7 @@ def refuse_incomplete(session: Session) -> None:
     raise ApplyError(
         f"{names}: set aside{others}",
         hint="; ".join(dict.fromkeys(error.hint for name, error in session.set_aside.items() if error.hint and name in leaving))
-        or f"when {names} {'is' if len(session.set_aside) == 1 else 'are'} back or mended, run {session.again} again",
+        or f"when {names} {'is' if len(session.set_aside) == 1 else 'are'} back or mended, run `{session.command}` again",
         details=tuple(line for error in session.set_aside.values() for line in (error.message, *error.details)),
     )
 

@@ -40,8 +40,8 @@ def test_a_run_that_holds_leaves_kubelets_and_what_is_beside_them() -> None:
 
 
 def test_the_command_that_goes_on_is_the_one_that_runs(session: Session) -> None:
-    assert session.again.startswith("`provisioner apply --cluster ")
-    assert replace(session, upgrading=True).again.startswith("`provisioner upgrade --cluster ")
+    assert session.command == "provisioner apply"
+    assert replace(session, upgrading=True).command == "provisioner upgrade"
 
 
 def v(text: str) -> Version:

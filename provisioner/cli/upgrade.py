@@ -106,6 +106,7 @@ def upgrade(  # noqa: PLR0917 - typer reads the options from the signature
     require_built(workspace)
     refuse_interrupted_replacement(workspace)
     refuse_interrupted_restore(workspace)
+    refuse_rotation(workspace)
     if no_backup and (recipients or passphrase_file or plain):
         raise BadInput("--no-backup goes with no key", hint="leave one of them out")
     from provisioner import upgrade as upgrades  # noqa: PLC0415 - keeps `--help` quick
@@ -126,6 +127,19 @@ def upgrade(  # noqa: PLR0917 - typer reads the options from the signature
         rewrite(file.path, read=file.read, text=file.text)
         done = _do(looked, course, patience, key, skip_verify=skip_verify)
     _report(done, course, as_json=as_json)
+
+
+def refuse_rotation(workspace: Workspace) -> None:
+    """One thing at a time: a rotation of CAs restarts the same services, and proves them by what they show.
+
+    Raises:
+        BadInput: a rotation is under way.
+    """
+    from provisioner.pki import rotation  # noqa: PLC0415
+
+    under_way = rotation.read(workspace.pki)
+    if under_way is not None:
+        raise BadInput(f"{under_way.notice}; nothing was upgraded", hint=f"`{rotation.COMMAND}` first")
 
 
 def _wanted(given: Path | None, to: str | None) -> tuple[Cluster, Workspace, _File]:

@@ -145,7 +145,11 @@ def _nodes(status: Status) -> Iterator[Problem]:
         if node.ready is False and node.name not in dark:
             yield Problem(node.name, f"Node not Ready: {node.reason}", f"`journalctl -u kubelet` on {node.name}")
         if node.kubelet and node.kubelet != wanted:
-            yield Problem(node.name, f"kubelet {node.kubelet}, not {wanted}", "`provisioner apply`")
+            yield Problem(
+                node.name,
+                f"kubelet {node.kubelet}, not {wanted}",
+                "`provisioner upgrade` (`provisioner apply`, where its kubelet does not run)",
+            )
 
 
 def _proxies(status: Status) -> Iterator[Problem]:

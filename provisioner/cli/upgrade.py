@@ -278,6 +278,3 @@ def _report(session: Session, course: Course, *, as_json: bool) -> None:
     steps.refuse_incomplete(session)
     if not as_json:
         console.print(f"[green]upgraded[/]: every machine runs Kubernetes {course.target}")
-
-
-__all__ = ["upgrade"]

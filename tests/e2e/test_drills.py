@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +28,7 @@ from provisioner.wait import NotYet, wait_until
 from tests.e2e.drills import figures, kit
 from tests.e2e.drills.figures import CLIENTS, Bar, Window
 from tests.e2e.drills.kit import PATIENCE, Kit
-from tests.e2e.drills.record import Record
+from tests.e2e.drills.record import Record, kept
 from tests.e2e.drills.vanish import (
     FOLLOWER_GAP,
     FULL,
@@ -56,14 +55,8 @@ OUTAGE, CUT = (25.0, 60.0) if FULL else (18.0, 20.0)
 @pytest.fixture(scope="module")
 def record(request: pytest.FixtureRequest) -> Iterator[Record]:
     """The drills' figures, printed and written at the end."""
-    found = Record(SEED, FULL)
-    yield found
-    # past pytest's capture: the figures are what a run is for, also where everything passes
-    capture = request.config.pluginmanager.get_plugin("capturemanager")
-    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
-        print(f"\n{found.text()}", flush=True)
-    if out := os.environ.get("DRILLS_OUT"):
-        found.write(Path(out))
+    with kept(Record(SEED, FULL), request.config, "DRILLS_OUT") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import IO, Any
 
 import pytest
@@ -27,7 +26,7 @@ from provisioner.wait import NotYet, wait_until
 from tests.e2e.drills import figures, kit
 from tests.e2e.drills.figures import Bar, Event, Window
 from tests.e2e.drills.kit import PATIENCE, Kit
-from tests.e2e.drills.record import Record
+from tests.e2e.drills.record import Record, kept
 
 pytestmark = pytest.mark.e2e
 
@@ -97,13 +96,8 @@ def old(bare_lab: Callable[..., contextlib.AbstractContextManager[Real]]) -> Ite
 @pytest.fixture(scope="module")
 def record(request: pytest.FixtureRequest) -> Iterator[Record]:
     """The figures, printed and written at the end."""
-    found = Record(SEED, FULL)
-    yield found
-    capture = request.config.pluginmanager.get_plugin("capturemanager")
-    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
-        print(f"\n{found.text()}", flush=True)
-    if out := os.environ.get("UPGRADE_OUT"):
-        found.write(Path(out))
+    with kept(Record(SEED, FULL), request.config, "UPGRADE_OUT") as found:
+        yield found
 
 
 def test_what_is_refused_changes_nothing(old: Real) -> None:

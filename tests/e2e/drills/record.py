@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 from rich.table import Table
 
@@ -83,6 +85,24 @@ class Record:
         with console.capture() as capture:
             console.print(table)
         return capture.get()
+
+
+@contextlib.contextmanager
+def kept(record: Record, config: pytest.Config, variable: str) -> Iterator[Record]:
+    """A record for the time of a module, printed and written at its end.
+
+    Args:
+        record: an empty one.
+        config: pytest's.
+        variable: of the environment: names the file for the raw figures; without it there is none.
+    """
+    yield record
+    # past pytest's capture: the figures are what a run is for, also where everything passes
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        print(f"\n{record.text()}", flush=True)
+    if out := os.environ.get(variable):
+        record.write(Path(out))
 
 
 def _brief(figure: Any) -> str:

@@ -247,13 +247,24 @@ def _with_versions(session: Session, api: ClusterApi, nodes: Mapping[str, Mappin
     if not others:
         return session
     shown = ", ".join([f"{version} is {name}" for name, version in others.items()][:5] + ["…"] * (len(others) > 5))
-    if session.removal.given_up:
+    if _may_hold(session, said):
         session.display.say(f"warning: an upgrade is under way ({shown}): kubelets and what is beside them stay as they are")
         return replace(session, holds=True)
     raise BadInput(
         f"cluster.yaml says Kubernetes {wanted}, and {shown}: nothing was changed",
         hint="`provisioner upgrade` goes to another version, or on; for everything else set `kubernetes.version` to what runs",
     )
+
+
+def _may_hold(session: Session, said: Mapping[str, str]) -> bool:
+    """Whether a machine that is given up may go all the same: an upgrade to cluster.yaml's version has begun. Pure.
+
+    A version that was written into cluster.yaml and runs nowhere is none: its API servers would come with this run.
+
+    Args:
+        said: versions as they were told (``v1.36.3``), by who told them.
+    """
+    return bool(session.removal.given_up) and f"v{session.cluster.kubernetes.version}" in said.values()
 
 
 def _refuse_unseen_version(session: Session, changes: Sequence[Change]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from provisioner import steps
 from provisioner.config import Cluster
 from provisioner.errors import BadInput
+from provisioner.leaver import Removal
 from provisioner.plan import Change
 from provisioner.session import Session
 from provisioner.upgrade import Patience
@@ -30,6 +31,14 @@ def test_an_upgrade_is_not_slipped_in_while_the_api_is_silent(session: Session) 
     # a file that is missing is no other version; and an upgrade may
     steps._refuse_unseen_version(session, [replace(KUBELET, action="create")])
     steps._refuse_unseen_version(replace(session, upgrading=True), [KUBELET])
+
+
+def test_a_dead_machine_goes_while_an_upgrade_is_under_way_and_not_before_it_has_begun(session: Session) -> None:
+    gone = replace(session, removal=Removal(given_up=frozenset({"cp-2"})))
+    wanted = f"v{session.cluster.kubernetes.version}"
+    assert steps._may_hold(gone, {"cp-1": wanted, "worker-1": "v1.35.4"})
+    assert not steps._may_hold(gone, {"cp-1": "v1.35.4", "worker-1": "v1.35.4"})
+    assert not steps._may_hold(session, {"cp-1": wanted, "worker-1": "v1.35.4"})
 
 
 def test_a_run_that_holds_leaves_kubelets_and_what_is_beside_them() -> None:

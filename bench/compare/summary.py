@@ -1,0 +1,83 @@
+"""Medians, ratios and tables out of the raw figures. Pure: a document in, values or text out."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Document = Mapping[str, Any]
+
+TITLES = {"kubeadm": "kubeadm", "toolkit": "provisioner, bare machines", "toolkit-placed": "provisioner, files in place"}
+# what is measured: name -> (title, where in a run)
+MEASURES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "api": ("the API answers", ("milestones", "api_s")),
+    "ready": ("all nodes Ready", ("milestones", "all_ready_s")),
+    "commands": ("the tool's own commands done", ("milestones", "commands_done_s")),
+    "verified": ("verified by the common checks", ("verified_s",)),
+    "checks": ("of which the common checks", ("checks_s",)),
+    "machines_cpu": ("CPU seconds of the five machines", ("machines_cpu_s",)),
+    "controller_cpu": ("CPU seconds of the controller", ("controller_cpu_s",)),
+}
+
+
+def contenders(document: Document) -> tuple[str, ...]:
+    """Who took part, in the order of ``TITLES``."""
+    present = {run["contender"] for run in document["runs"]}
+    return tuple(name for name in TITLES if name in present)
+
+
+def values(document: Document, contender: str, measure: str) -> tuple[float, ...]:
+    """One measure of a contender's runs that did not fail, in their order."""
+    found: list[float] = []
+    for run in document["runs"]:
+        if run["contender"] != contender or run["error"]:
+            continue
+        value: Any = run
+        for key in MEASURES[measure][1]:
+            value = value[key]
+        if value is not None:
+            found.append(float(value))
+    return tuple(found)
+
+
+def failures(document: Document, contender: str) -> int:
+    """How many of a contender's runs failed."""
+    return sum(1 for run in document["runs"] if run["contender"] == contender and run["error"])
+
+
+def ratio(document: Document, contender: str, measure: str, to: str = "kubeadm") -> float | None:
+    """Median of ``to`` over the contender's: 2.0 is twice as fast; None where one of them has no value."""
+    mine, other = values(document, contender, measure), values(document, to, measure)
+    if not mine or not other or not statistics.median(mine):
+        return None
+    return statistics.median(other) / statistics.median(mine)
+
+
+def cell(found: Sequence[float]) -> str:
+    """Median, least and greatest."""
+    if not found:
+        return "none"
+    return f"**{statistics.median(found):.1f}** ({min(found):.1f} to {max(found):.1f})"
+
+
+def race_table(document: Document) -> str:
+    """The table of the race, in Markdown."""
+    present = contenders(document)
+    others = [name for name in present if name != "kubeadm"] if "kubeadm" in present else []
+    head = ["seconds from booted machines: median (least to greatest)", *(TITLES[name] for name in present)]
+    head += [f"kubeadm / {TITLES[name]}" for name in others]
+    rows = []
+    for measure, (title, _) in MEASURES.items():
+        ratios = [ratio(document, name, measure) for name in others]
+        shown = [f"{value:.2f}" if value is not None else "" for value in ratios]
+        rows.append([title, *(cell(values(document, name, measure)) for name in present), *shown])
+    counts = [f"{len(values(document, name, 'verified'))}; {failures(document, name)}" for name in present]
+    rows.append(["runs that went through; that failed", *counts, *("" for _ in others)])
+    return table(head, rows)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---" for _ in head], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

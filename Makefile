@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-lock
 # Arguments for `up`, `down`, `bench` and the test targets: make up ARGS="--control-planes 3"
 ARGS ?=
+# Rounds of `race`.
+RUNS ?= 5
 
 # What `provisioner up` takes from the machine: Python, a C compiler for runc and pause, and the lab's tools.
 PACKAGES := python3 python3-venv ca-certificates gcc libc6-dev libseccomp-dev pkg-config \
@@ -112,6 +114,22 @@ drill-power-cut: system venv ## SIGKILL for all machines of a QEMU cluster at on
 .PHONY: bench
 bench: system venv ## Where each second of `up` goes
 	@$(BIN)/python bench/run.py $(ARGS)
+
+.PHONY: race
+race: system venv ## kubeadm against this toolkit, 3 + 2 machines, RUNS=5 each: raw figures into bench/results (root; 25 minutes, nothing else)
+	@$(BIN)/python -m bench.compare.race --runs $(RUNS) $(ARGS)
+
+.PHONY: race-figures
+race-figures: system venv ## What a day's commands cost: raw figures into bench/results (root; a quarter of an hour)
+	@$(BIN)/python -m bench.compare.figures $(ARGS)
+
+.PHONY: race-scale
+race-scale: system venv ## The controller against 5, 50 and 200 machines: raw figures into bench/results (root; 8 GiB of memory)
+	@$(BIN)/python -m bench.compare.scale $(ARGS)
+
+.PHONY: race-plots
+race-plots: venv ## Tables and pictures of docs/race.md, out of the newest raw figures
+	@$(BIN)/python -m bench.compare.plots $(ARGS)
 
 .PHONY: docs
 docs: venv ## Write the reference pages anew out of the code

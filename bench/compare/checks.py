@@ -46,10 +46,16 @@ class Api:
 
     def __init__(self, kubeconfig: str) -> None:
         self.kubeconfig = kubeconfig
-        self._client = config.new_client_from_config(kubeconfig)
+        self.client: Any = config.new_client_from_config(kubeconfig)  # type: ignore[no-untyped-call]
 
     def request(
-        self, method: str, path: str, *, body: Object | None = None, query: Mapping[str, str] | None = None, known: Sequence[int] = ()
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Object | None = None,
+        query: Mapping[str, str] | None = None,
+        known: Sequence[int] = (),
     ) -> str:
         """The body of an answer.
 
@@ -64,10 +70,10 @@ class Api:
             CheckFailedError: the API has refused.
         """
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
-        parts = self._client.param_serialize(
+        parts = self.client.param_serialize(
             method, path, query_params=list((query or {}).items()), header_params=headers, body=body, auth_settings=["BearerToken"]
         )
-        answer = self._client.call_api(*parts, _request_timeout=CALL_SECONDS)
+        answer = self.client.call_api(*parts, _request_timeout=CALL_SECONDS)
         text = str(answer.read().decode(errors="replace"))
         if not 200 <= answer.status < 300 and answer.status not in known:
             raise CheckFailedError(f"{method} {path}: {answer.status} {text[:300]}")
@@ -229,7 +235,7 @@ class Checker:
     def _exec(self) -> str:
         def run(pod: Pod) -> None:
             # `stream` changes the client that it is given: each gets one of its own
-            core = client.CoreV1Api(config.new_client_from_config(self._api.kubeconfig))
+            core = client.CoreV1Api(Api(self._api.kubeconfig).client)
             command = ["/agnhost", "dns-suffix"]
             streams = {"stdout": True, "stderr": True, "stdin": False, "tty": False}
             text = stream(core.connect_get_namespaced_pod_exec, pod.name, self._namespace, command=command, **streams)

@@ -33,7 +33,7 @@ from provisioner.lab import Lab, Machine, cgroups
 ENDPOINT = "api.race"
 POD_CIDR, SERVICE_CIDR = "10.244.0.0/16", "10.96.0.0/16"
 SECONDS = 300.0
-# SystemVerification: it refuses cgroup v1; FileContent: bridge netfilter is the kernel's, and set; Mem, NumCPU: shared with the host
+# SystemVerification refuses cgroup v1; bridge netfilter is the kernel's, and set; memory and CPUs are shared with the host
 IGNORED = ["SystemVerification", "Swap", "NumCPU", "Mem", "FileContent--proc-sys-net-bridge-bridge-nf-call-iptables"]
 
 KUBELET_UNIT = """\
@@ -52,9 +52,11 @@ RestartSec=1
 [Install]
 WantedBy=multi-user.target
 """
-KUBEADM_DROP_IN = """\
+# as in kubeadm's packages
+_OF_KUBELET = "/etc/kubernetes/kubelet.conf", "/etc/kubernetes/bootstrap-kubelet.conf"
+KUBEADM_DROP_IN = f"""\
 [Service]
-Environment="KUBELET_KUBECONFIG_ARGS=--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf --kubeconfig=/etc/kubernetes/kubelet.conf"
+Environment="KUBELET_KUBECONFIG_ARGS=--kubeconfig={_OF_KUBELET[0]} --bootstrap-kubeconfig={_OF_KUBELET[1]}"
 Environment="KUBELET_CONFIG_ARGS=--config=/var/lib/kubelet/config.yaml"
 EnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env
 EnvironmentFile=-/etc/default/kubelet
@@ -119,7 +121,7 @@ rm -rf {machines.SHELF}
 """
 BINARIES = ("containerd", "containerd-shim-runc-v2", "ctr", "runc", "crictl", "kubelet", "kubectl")
 
-# No plugin of flannel's own (its CNI wrapper comes in another image): the same conflist that the toolkit writes, by the same container,
+# No plugin of flannel's own (its CNI wrapper comes in another image): the conflist that the toolkit writes, by the same container,
 # and flannel is started again at once where its Node has no addresses yet, instead of after the kubelet's ten seconds.
 FLANNEL_SCRIPT = """\
 (
@@ -157,7 +159,9 @@ def install(place: Lab, materials: Materials, chosen: Secrets) -> None:
     first = place.machines[0]
 
     def one(machine: Machine) -> None:
-        wanted = materials.images if Role.CONTROL_PLANE in machine.roles else {name: materials.images[name] for name in WORKER_IMAGES}
+        wanted = (
+            materials.images if Role.CONTROL_PLANE in machine.roles else {name: materials.images[name] for name in WORKER_IMAGES}
+        )
         machines.shelve(
             place,
             machine,
@@ -360,7 +364,7 @@ class Race:
 
     def _start(self, machine: Machine, verb: str) -> subprocess.Popen[str]:
         words = verb.split()
-        command = ["/usr/local/bin/kubeadm", words[0], "--config=/etc/kubeadm.yaml", "--v=5", *words[1:]]
+        command = ["/usr/local/bin/kubeadm", words[0], "--config=/etc/kubeadm.yaml", *words[1:]]
         with (self._directory / f"{machine.name}.log").open("w") as log:
             return subprocess.Popen(lab.ssh_command(self._lab.name, machine.name, command), stdout=log, stderr=log, text=True)
 
@@ -431,4 +435,3 @@ class Race:
     def _tail(self, name: str) -> str:
         text = (self._directory / f"{name}.log").read_text(errors="replace")
         return f"kubeadm on {name}: {text[-3000:]}"
-

@@ -38,7 +38,11 @@ LINKS = {
     "lib": "usr/lib",
     "lib64": "usr/lib64",
     "usr/bin/sh": "dash",
-    **{f"usr/sbin/{family}{tool}": "xtables-nft-multi" for family in ("iptables", "ip6tables") for tool in ("", "-save", "-restore")},
+    **{
+        f"usr/sbin/{family}{tool}": "xtables-nft-multi"
+        for family in ("iptables", "ip6tables")
+        for tool in ("", "-save", "-restore")
+    },
 }
 
 
@@ -153,7 +157,19 @@ def _make_image(image: Image, files: Mapping[str, CachedFile], tree: Path, *, ar
     """One layer: the binary, and what it calls."""
     path = work / "layer.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as layer:
-        for name in ("etc", "opt", "opt/bin", "tmp", "usr", "usr/bin", "usr/lib", "usr/lib64", "usr/local", "usr/local/bin", "usr/sbin"):
+        for name in (
+            "etc",
+            "opt",
+            "opt/bin",
+            "tmp",
+            "usr",
+            "usr/bin",
+            "usr/lib",
+            "usr/lib64",
+            "usr/local",
+            "usr/local/bin",
+            "usr/sbin",
+        ):
             _entry(layer, name, mode=0o1777 if name == "tmp" else 0o755, kind=tarfile.DIRTYPE)
         if image.userland:
             for name in _with_libraries(tree, TOOLS):

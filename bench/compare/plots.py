@@ -3,8 +3,8 @@
     python -m bench.compare.plots [--race FILE] [--scale FILE] [--figures FILE] [--page FILE]
 
 Every run is a mark of its own, and the median a line. SVG written here and by no library: it carries colours for light and dark
-screens, needs no font, and is the same bytes for the same figures, which a test uses. Colours are of Okabe and Ito's palette, and each
-contender has a shape besides.
+screens, needs no font, and is the same bytes for the same figures, which a test uses. Colours are after Okabe and Ito's palette,
+and each contender has a shape besides.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def strip_plot(title: str, unit: str, groups: Sequence[tuple[str, Sequence[Row]]
                 parts.append(mark(row.series, x(value), middle + shift))
             if row.values:
                 median = statistics.median(row.values)
-                at = x(median)
-                parts.append(f'<line class="median c{row.series}" x1="{at:.1f}" x2="{at:.1f}" y1="{middle - 11:.1f}" y2="{middle + 11:.1f}"/>')
+                ends = f'x1="{x(median):.1f}" x2="{x(median):.1f}" y1="{middle - 11:.1f}" y2="{middle + 11:.1f}"'
+                parts.append(f'<line class="median c{row.series}" {ends}/>')
                 parts.append(text(x(max(row.values)) + 12, middle + 4, f"{median:.1f}", "text"))
             y += ROW
     return document(height, title, parts)
@@ -148,12 +148,18 @@ def race_picture(raw: summary.Document) -> str:
     groups = []
     for measure in ("api", "ready", "verified"):
         rows = [
-            Row(summary.TITLES[name].removeprefix("provisioner, "), list(summary.TITLES).index(name), summary.values(raw, name, measure))
+            Row(
+                summary.TITLES[name].removeprefix("provisioner, "),
+                list(summary.TITLES).index(name),
+                summary.values(raw, name, measure),
+            )
             for name in present
         ]
         groups.append((summary.MEASURES[measure][0], rows))
     shape = raw["shape"]
-    title = f"{shape['control_planes']} control planes and {shape['workers']} workers, from booted machines: each run, and the median"
+    title = (
+        f"{shape['control_planes']} control planes and {shape['workers']} workers, from booted machines: each run, and the median"
+    )
     return strip_plot(title, "seconds", groups)
 
 
@@ -214,7 +220,9 @@ def main() -> None:
     ASSETS.mkdir(exist_ok=True)
     for name, picture in pictures.items():
         write_atomic(ASSETS / name, picture, mode=0o644)
-    print(f"{options.page.name} and {', '.join(pictures) or 'no picture'}: from {', '.join(path.name for path in sources.values())}")
+    print(
+        f"{options.page.name} and {', '.join(pictures) or 'no picture'}: from {', '.join(path.name for path in sources.values())}"
+    )
 
 
 if __name__ == "__main__":

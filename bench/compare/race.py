@@ -2,8 +2,8 @@
 
     python -m bench.compare.race [--runs N] [--contender NAME …] [--out FILE]
 
-Machines are booted, and prepared as far as the contender's rules say, before the clock starts; then the host's disks are flushed, and
-it may calm down for a moment. Nothing here fails because the machine was slow; a run that fails is written down as failed.
+Machines are booted, and prepared as far as the contender's rules say, before the clock starts; then the host's disks are flushed,
+and it may calm down for a moment. Nothing here fails because the machine was slow; a run that fails is written down as failed.
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ def one_run(contender: str, goods: materials.Materials, directory: Path) -> dict
     """A fresh lab, one contender, the common checks, and the lab is gone again."""
     steps: dict[str, float] = {}
     with _timed(steps, "boot_s"):
-        cluster_file = lab.up(
-            LAB, control_planes=CONTROL_PLANES, workers=WORKERS, directory=directory / "workspace" / LAB
-        )
+        cluster_file = lab.up(LAB, control_planes=CONTROL_PLANES, workers=WORKERS, directory=directory / "workspace" / LAB)
     try:
         place = lab.get(LAB)
         race: kubeadm.Race | toolkit.Race
@@ -129,7 +127,9 @@ def _controller_cpu() -> float:
 
 def describe_machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    cpu = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    cpu = next(
+        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1 << 20)
     return {
         "cpus": os.cpu_count(),
@@ -143,7 +143,9 @@ def describe_machine() -> dict[str, Any]:
 
 def describe_code() -> str:
     """The checkout's commit, with a mark where it was edited since."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     return done.stdout.strip()
 
 

@@ -1,9 +1,9 @@
-"""What the controller spends on 5, 50 and 200 machines: the real `provisioner plan` against machines that are simulated in one respect.
+"""What the controller spends on 5, 50 and 200 machines: the real `provisioner plan`, and machines that are bare.
 
     python -m bench.compare.scale [--machines 5 50 200] [--runs 3] [--out FILE]
 
-The machines are the lab's: each a Debian 12 in systemd-nspawn with its own systemd, sshd, Python, machine id, addresses and disk, all
-booted at once on this one host. What is simulated: they are bare (nothing of Kubernetes runs on them, so the plan is all there
+The machines are the lab's: each a Debian 12 in systemd-nspawn with its own systemd, sshd, Python, machine id, addresses and disk,
+all booted at once on this one host. What is simulated: they are bare (nothing of Kubernetes runs on them, so the plan is all there
 is to do), and they share two cores with the controller. `plan` connects to every machine, takes its facts, judges it, issues
 certificates into a scratch copy, renders every file of every machine, asks each for its state through Ansible, and compares.
 
@@ -63,9 +63,7 @@ class Meter:
         watcher.start()
         try:
             with log.open("w") as file:
-                done = subprocess.run(
-                    ["sh", "-c", script, "sh", *command], stdout=file, stderr=file, check=False, timeout=SECONDS
-                )
+                done = subprocess.run(["sh", "-c", script, "sh", *command], stdout=file, stderr=file, check=False, timeout=SECONDS)
         finally:
             self._done.set()
             watcher.join()
@@ -155,7 +153,9 @@ def measure(counts: list[int], runs: int, out: Path) -> dict[str, Any]:
                     meter = Meter()
                     try:
                         load = round(os.getloadavg()[0], 2)
-                        found = meter.run([str(PROVISIONER), "plan", "--no-diff", "--cluster", str(part)], Path(directory) / "plan.log")
+                        found = meter.run(
+                            [str(PROVISIONER), "plan", "--no-diff", "--cluster", str(part)], Path(directory) / "plan.log"
+                        )
                     finally:
                         meter.close()
                     last = (Path(directory) / "plan.log").read_text().strip().splitlines()[-1]

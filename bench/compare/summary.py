@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Document = Mapping[str, Any]
@@ -81,3 +81,67 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---" for _ in head], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+SCALE_PANELS: Mapping[str, str] = {"wall_s": "wall time, s", "cpu_s": "CPU, s", "memory_mib": "memory, MiB"}
+
+
+def scale_points(document: Document, measure: str) -> dict[int, list[float]]:
+    """One measure of ``plan``: machines -> its runs."""
+    found: dict[int, list[float]] = {}
+    for run in document["runs"]:
+        found.setdefault(int(run["machines"]), []).append(float(run[measure]))
+    return found
+
+
+def scale_table(document: Document) -> str:
+    """What the controller spends, in Markdown."""
+    points = {measure: scale_points(document, measure) for measure in SCALE_PANELS}
+    rows = [[str(count), *(cell(points[measure][count]) for measure in SCALE_PANELS)] for count in sorted(points["wall_s"])]
+    return table(["machines", *SCALE_PANELS.values()], rows)
+
+
+_FIGURES: Mapping[str, str] = {
+    "apply_s": "`apply` on bare machines, its verification included",
+    "second_apply_s": "`apply` again, nothing to do",
+    "add_worker_s": "`node add` of a worker, until it is proved",
+    "remove_worker_s": "`node remove`: drained, out of the cluster, wiped",
+    "snapshot_s": "`etcd snapshot`",
+    "restore_s": "`etcd restore`, its verification included",
+}
+
+
+def figures_table(document: Document) -> str:
+    """Times and tasks of a day's commands, in Markdown."""
+    runs = document["runs"]
+    rows = [[title, cell([float(run[name]) for run in runs])] for name, title in _FIGURES.items()]
+    if upgrade := document["upgrade"]:
+        rows.append([f"`upgrade` under load ({upgrade['drill']}; one run, `{upgrade['file']}`)", f"**{upgrade['seconds']:.1f}**"])
+    text = table(["seconds: median (least to greatest)", f"{len(runs)} run{'s' * (len(runs) != 1)}"], rows)
+    return f"{text}\n\n{tasks_table(runs[-1])}"
+
+
+def tasks_table(run: Mapping[str, Any]) -> str:
+    """Ansible tasks per kind of machine, in Markdown."""
+    commands = {"apply": "`apply` on bare machines", "second_apply": "`apply` again", "add_worker": "`node add`: the new machine"}
+    rows = []
+    for name, title in commands.items():
+        for host, counts in sorted(run[f"{name}_tasks"].items()):
+            if host in ("cp-1", "worker-1", "added"):
+                numbers = [str(counts.get(key, 0)) for key in ("executed", "changed", "skipped")]
+                rows.append([title, host, *numbers])
+    return table(["Ansible tasks", "machine", "executed", "changed", "skipped"], rows)
+
+
+TABLES: Mapping[str, Callable[[Document], str]] = {"race": race_table, "scale": scale_table, "figures": figures_table}
+
+
+def provenance(document: Document, file: str) -> str:
+    """Where and when figures were measured, in one line."""
+    machine = document["machine"]
+    loads = [run["load_before"] for run in document["runs"]]
+    load = f"{min(loads):.1f} to {max(loads):.1f}"
+    return (
+        f"Measured {document['time'][:10]} at {document['code']}, {machine['cpus']} cores, {machine['memory_mib']} MiB, "
+        f"kernel {machine['kernel']}; load average before a run {load}. Raw figures: `bench/results/{file}`."
+    )

@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.compare import machines
 from bench.compare.race import CONTROL_PLANES, ROOT, WORKERS, describe_code, describe_machine
 from bench.compare.toolkit import PROVISIONER, journal
-from provisioner import lab
 from provisioner.workspace import write_atomic
 
 LAB = "figures"
@@ -34,13 +34,12 @@ def one_run(directory: Path) -> dict[str, Any]:
     Raises:
         RuntimeError: a command fails.
     """
-    path = lab.up(LAB, control_planes=CONTROL_PLANES, workers=WORKERS, spares=1, directory=directory / "workspace" / LAB)
-    log = path.parent / "journal.jsonl"
     backup = directory / "backup"
     backup.unlink(missing_ok=True)
-    try:
+    with machines.fresh(LAB, directory, control_planes=CONTROL_PLANES, workers=WORKERS, spares=1) as (place, path):
+        log = path.parent / "journal.jsonl"
         found: dict[str, Any] = {"load_before": round(os.getloadavg()[0], 2)}
-        spare = str(lab.get(LAB).machine("spare-1").address)
+        spare = str(place.machine("spare-1").address)
         commands: dict[str, list[str]] = {
             "apply": ["apply", "--yes"],
             "second_apply": ["apply", "--yes"],
@@ -60,8 +59,6 @@ def one_run(directory: Path) -> dict[str, Any]:
             told = journal(log, began_at)
             found[f"{name}_tasks"] = {host: dict(counts) for host, counts in told["tasks"].items()}
         return found
-    finally:
-        lab.down(LAB)
 
 
 def upgrade() -> dict[str, Any] | None:

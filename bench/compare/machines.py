@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from provisioner import lab
@@ -14,6 +16,23 @@ from provisioner.lab import Lab, Machine
 
 # bound into every machine from the host's own file system: what is put there needs no network
 SHELF = "/var/lib/provisioner/race"
+
+
+@contextmanager
+def fresh(name: str, directory: Path, *, control_planes: int, workers: int, spares: int = 0) -> Iterator[tuple[Lab, Path]]:
+    """A lab of machines that nobody has used, and its cluster.yaml; gone afterwards, and also where an earlier run has left one.
+
+    Raises:
+        LabError: the machines do not come up.
+    """
+    # so that `kill` ends a run as Ctrl-C does: the machines are taken down
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    lab.down(name)
+    try:
+        file = lab.up(name, control_planes=control_planes, workers=workers, spares=spares, directory=directory / "workspace" / name)
+        yield lab.get(name), file
+    finally:
+        lab.down(name)
 
 
 def ssh(name: str, node: str, script: str, *, timeout: float = 300) -> str:

@@ -25,7 +25,6 @@ from typing import Any
 
 from bench.compare import kubeadm, machines, materials, summary, toolkit
 from bench.compare.checks import Checker
-from provisioner import lab
 from provisioner.artifacts import load_lock
 from provisioner.artifacts.toolchain import machine as architecture
 from provisioner.lab import Lab
@@ -43,11 +42,9 @@ CONTENDERS = ("kubeadm", "toolkit", "toolkit-placed")
 def one_run(contender: str, goods: materials.Materials, directory: Path) -> dict[str, Any]:
     """A fresh lab, one contender, the common checks, and the lab is gone again."""
     steps: dict[str, float] = {}
-    with _timed(steps, "boot_s"):
-        cluster_file = lab.up(LAB, control_planes=CONTROL_PLANES, workers=WORKERS, directory=directory / "workspace" / LAB)
-    try:
-        place = lab.get(LAB)
-        race: kubeadm.Race | toolkit.Race
+    began = time.monotonic()
+    with machines.fresh(LAB, directory, control_planes=CONTROL_PLANES, workers=WORKERS) as (place, cluster_file):
+        steps["boot_s"] = round(time.monotonic() - began, 2)
         with _timed(steps, "prepare_s"):
             race = _prepare(contender, place, cluster_file, goods, directory)
             os.sync()
@@ -59,9 +56,8 @@ def one_run(contender: str, goods: materials.Materials, directory: Path) -> dict
         try:
             race.run()
             result["built_s"] = round(time.monotonic() - began, 2)
-            checker = Checker(str(race.kubeconfig), [machine.name for machine in place.machines])
             checks_began = time.monotonic()
-            result["checks"] = checker.run()
+            result["checks"] = Checker(str(race.kubeconfig), [machine.name for machine in place.machines]).run()
             result["verified_s"] = round(time.monotonic() - began, 2)
             result["checks_s"] = round(time.monotonic() - checks_began, 2)
         except Exception as error:  # a failed run is a result, too
@@ -71,8 +67,6 @@ def one_run(contender: str, goods: materials.Materials, directory: Path) -> dict
         result["controller_cpu_s"] = round(_controller_cpu() - used, 1)
         result["milestones"] = race.milestones
         return result
-    finally:
-        lab.down(LAB)
 
 
 def _prepare(

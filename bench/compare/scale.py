@@ -29,8 +29,8 @@ from typing import Any
 
 import yaml
 
+from bench.compare import machines
 from bench.compare.race import ROOT, describe_code, describe_machine
-from provisioner import lab
 from provisioner.lab import cgroups
 from provisioner.workspace import Workspace, write_atomic
 
@@ -136,34 +136,26 @@ def measure(counts: list[int], runs: int, out: Path) -> dict[str, Any]:
         "runs_each": runs,
         "runs": [],
     }
-    with tempfile.TemporaryDirectory(prefix="scale-") as directory:
-        began = time.monotonic()
-        path = lab.up(
-            LAB,
-            control_planes=CONTROL_PLANES,
-            workers=max(counts) - CONTROL_PLANES,
-            directory=Path(directory) / "workspace" / LAB,
-            progress=print,
-        )
-        try:
-            document["boot_s"] = round(time.monotonic() - began, 1)
-            for count in counts:
-                part = part_of(path, count)
-                for number in range(runs):
-                    meter = Meter()
-                    try:
-                        load = round(os.getloadavg()[0], 2)
-                        found = meter.run(
-                            [str(PROVISIONER), "plan", "--no-diff", "--cluster", str(part)], Path(directory) / "plan.log"
-                        )
-                    finally:
-                        meter.close()
-                    last = (Path(directory) / "plan.log").read_text().strip().splitlines()[-1]
-                    document["runs"].append({"machines": count, "run": number + 1, "load_before": load, **found, "says": last})
-                    write_atomic(out, json.dumps(document, indent=1) + "\n", mode=0o644)
-                    print(f"scale: {count} machines, run {number + 1}: {found}; {last}")
-        finally:
-            lab.down(LAB)
+    began = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="scale-") as directory,
+        machines.fresh(LAB, Path(directory), control_planes=CONTROL_PLANES, workers=max(counts) - CONTROL_PLANES) as (_, path),
+    ):
+        document["boot_s"] = round(time.monotonic() - began, 1)
+        print(f"scale: {max(counts)} machines are up after {document['boot_s']} s")
+        log = Path(directory) / "plan.log"
+        for count in counts:
+            part = part_of(path, count)
+            for number in range(runs):
+                meter, load = Meter(), round(os.getloadavg()[0], 2)
+                try:
+                    found = meter.run([str(PROVISIONER), "plan", "--no-diff", "--cluster", str(part)], log)
+                finally:
+                    meter.close()
+                last = log.read_text().strip().splitlines()[-1]
+                document["runs"].append({"machines": count, "run": number + 1, "load_before": load, **found, "says": last})
+                write_atomic(out, json.dumps(document, indent=1) + "\n", mode=0o644)
+                print(f"scale: {count} machines, run {number + 1}: {found}; {last}")
     return document
 
 

@@ -13,9 +13,11 @@ TITLES = {"kubeadm": "kubeadm", "toolkit": "provisioner, bare machines", "toolki
 MEASURES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "api": ("the API answers", ("milestones", "api_s")),
     "ready": ("all nodes Ready", ("milestones", "all_ready_s")),
+    # a sum: kubeadm proves nothing by itself, and the toolkit's own proof comes between its two terms
+    "alone": ("all nodes Ready, plus the time of the common checks", ()),
     "commands": ("the tool's own commands done", ("milestones", "commands_done_s")),
-    "verified": ("verified by the common checks", ("verified_s",)),
-    "checks": ("of which the common checks", ("checks_s",)),
+    "verified": ("verified by the common checks after them", ("verified_s",)),
+    "checks": ("time of the common checks", ("checks_s",)),
     "machines_cpu": ("CPU seconds of the five machines", ("machines_cpu_s",)),
     "controller_cpu": ("CPU seconds of the controller", ("controller_cpu_s",)),
 }
@@ -32,6 +34,9 @@ def values(document: Document, contender: str, measure: str) -> tuple[float, ...
     found: list[float] = []
     for run in document["runs"]:
         if run["contender"] != contender or run["error"]:
+            continue
+        if measure == "alone":
+            found.append(float(run["milestones"]["all_ready_s"]) + float(run["checks_s"]))
             continue
         value: Any = run
         for key in MEASURES[measure][1]:

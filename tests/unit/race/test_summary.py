@@ -58,6 +58,10 @@ def test_a_ratio_is_of_medians_and_more_than_one_where_the_toolkit_is_faster(doc
     assert summary.ratio(document, "kubeadm", "ready", to="toolkit") == pytest.approx(29.5 / 60.0)
 
 
+def test_the_sum_leaves_the_tools_own_proof_out(document: dict[str, Any]) -> None:
+    assert summary.values(document, "toolkit", "alone") == (40.0, 39.0, 38.0, 33.0)
+
+
 def test_what_nobody_measured_is_no_number(document: dict[str, Any]) -> None:
     assert summary.ratio(document, "toolkit", "machines_cpu") is None
     row = next(line for line in summary.race_table(document).splitlines() if line.startswith("| CPU seconds of the five"))

@@ -10,10 +10,11 @@ import typer
 from rich.table import Table
 
 from provisioner.cli.backup_keys import require_built
-from provisioner.cli.common import ClusterOption, JsonOption, YesOption, console, open_cluster, output, print_json
+from provisioner.cli.common import ClusterOption, JsonOption, YesOption, console, open_cluster, print_json
 from provisioner.cli.rotate_ca import rotate_ca
 from provisioner.cli.run import DeadlineOption, limited
 from provisioner.errors import ProvisionerError
+from provisioner.terminal import wide
 
 if TYPE_CHECKING:
     from provisioner.certs.model import Row
@@ -74,7 +75,7 @@ def status(
             style = "red" if row.state.is_wrong or row in ending else "yellow" if row.state.value == "due" else ""
             where = f"{row.where}: {row.problem}" if row.problem else row.where
             table.add_row(row.machine, row.name, "" if days is None else f"{days:.0f}", row.state.value, where, style=style)
-        (output if output.is_terminal else type(output)(width=200, highlight=False)).print(table)
+        wide(200).print(table)
     if keys.rotation:
         console.print(f"[yellow]warning:[/] {keys.rotation.notice}")
     for machine, reason in found.silent:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, console, open_cluster, print_json
 from provisioner.cli.run import DeadlineOption, aside, converge, open_session, print_plan, refuse_interrupted_replacement, report
-from provisioner.config import Cluster
 from provisioner.errors import ExitCode
 from provisioner.workspace import Workspace
+
+if TYPE_CHECKING:
+    from provisioner.config import Cluster
 
 OnlyOption = Annotated[str | None, typer.Option("--only", metavar="PHASE", help="Run this phase alone.")]
 FromOption = Annotated[str | None, typer.Option("--from", metavar="PHASE", help="Begin with this phase.")]

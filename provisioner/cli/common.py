@@ -6,20 +6,22 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from provisioner.config import Cluster, Node
 from provisioner.errors import BadInput, Interrupted
 from provisioner.problems import did_you_mean
+from provisioner.terminal import StreamConsole
 from provisioner.workspace import Workspace, write_atomic
 
+if TYPE_CHECKING:
+    from provisioner.config import Cluster, Node
+
 # Progress, warnings and errors go to stderr; what a script may want to read goes to stdout.
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-output = Console(highlight=False, soft_wrap=True)
+console = StreamConsole("stderr")
+output = StreamConsole("stdout")
 
 ClusterOption = Annotated[
     Path | None,

@@ -13,9 +13,9 @@ import typer
 
 from provisioner.cli import backup
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, confirm, console, open_cluster, output, print_json
-from provisioner.config import Cluster
 
 if TYPE_CHECKING:
+    from provisioner.config import Cluster
     from provisioner.etcd_api import EtcdApi
 
 app = typer.Typer(help="Back etcd up and restore it; defragment it, cure it when it is full.", no_args_is_help=True)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from provisioner import lab
 from provisioner.cli.common import JsonOption, YesOption, console, output, print_json
 from provisioner.errors import BadInput, LabError
 
@@ -21,6 +20,8 @@ NameOption = Annotated[
 
 def _only(name: str | None) -> str:
     """The lab that is meant when none is named."""
+    from provisioner import lab  # noqa: PLC0415 - keeps `--help` and completion quick
+
     if name is not None:
         return name
     names = lab.names()
@@ -42,6 +43,8 @@ def up(
     spares: Annotated[int, typer.Option("--spares", help="Machines beside the cluster, to be added to it later.")] = 0,
 ) -> None:
     """Boot machines and write ./workspace/NAME/cluster.yaml for them. Run again, it boots what is stopped."""
+    from provisioner import lab  # noqa: PLC0415 - keeps `--help` and completion quick
+
     path = lab.up(name, control_planes, workers, etcd_only, stacked=stacked, spares=spares, progress=console.print)
     output.print(os.path.relpath(path))
 
@@ -54,6 +57,8 @@ def down(
     yes: YesOption = False,
 ) -> None:
     """Destroy machines, their disks and their network. Also clears what a crash left; harmless when there is nothing."""
+    from provisioner import lab  # noqa: PLC0415 - keeps `--help` and completion quick
+
     if everything and name is not None:
         raise BadInput("--all and --name exclude each other")
     names = lab.names() if everything or name is None else (name,)
@@ -74,6 +79,8 @@ def down(
 @app.command()
 def status(name: NameOption = None, as_json: JsonOption = False) -> None:
     """What every machine does: running, SSH, memory. Without --name: of every lab."""
+    from provisioner import lab  # noqa: PLC0415 - keeps `--help` and completion quick
+
     found = [lab.status(one) for one in ((name,) if name else lab.names())]
     if as_json:
         print_json({"labs": [one.to_json() for one in found]})
@@ -97,6 +104,8 @@ def ssh(
     name: NameOption = None,
 ) -> None:
     """Log in to a machine with OpenSSH, the lab's key and its known host keys."""
+    from provisioner import lab  # noqa: PLC0415 - keeps `--help` and completion quick
+
     argv = lab.ssh_command(_only(name), machine, command or ())
     try:
         os.execvp(argv[0], argv)  # noqa: S606

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from provisioner.cli.common import ClusterOption, JsonOption, console, find_node, open_cluster, output, print_json
-from provisioner.config import Cluster, Node
+from provisioner.cli.common import ClusterOption, JsonOption, console, find_node, open_cluster, print_json
 from provisioner.errors import ExitCode, ProvisionerError
+from provisioner.terminal import wide
 
 if TYPE_CHECKING:
+    from provisioner.config import Cluster, Node
     from provisioner.facts import HostFacts
     from provisioner.preflight import Problem
     from provisioner.workspace import Workspace
@@ -70,8 +70,7 @@ def print_problems(
             remedy = problem.remedy if problem.severity != "info" else ""
             text = escape(problem.message) + (f"\n[dim]{escape(remedy)}[/]" if remedy else "")
             table.add_row(f"  [{STYLES[problem.severity]}]{problem.severity}[/]", text)
-    # a pipe has no width of its own: lines long enough for grep
-    (output if output.is_terminal else Console(width=180, highlight=False)).print(table)
+    wide().print(table)
     counts = {severity: sum(problem.severity == severity for problem in problems) for severity in ("error", "warning")}
     console.print(
         f"{len(facts)} of {len(cluster.nodes)} machines answered: {counts['error']} errors, {counts['warning']} warnings; "

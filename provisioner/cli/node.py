@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from provisioner.choices import Role
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, console, open_cluster, rewrite
 from provisioner.cli.run import DeadlineOption, converge, open_session, report
-from provisioner.config import Cluster, Node, Role
 from provisioner.errors import BadInput, ProvisionerError
 from provisioner.leaver import DRAIN_SECONDS, Removal
 from provisioner.workspace import Workspace, write_atomic
 
 if TYPE_CHECKING:
+    from provisioner.config import Cluster, Node
     from provisioner.lifecycle.nodes import Edited
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, confirm, console, open_cluster, output, print_json
-from provisioner.config import Cluster, Node
 from provisioner.errors import BadInput, ExitCode, ProvisionerError
 
 if TYPE_CHECKING:
+    from provisioner.config import Cluster, Node
     from provisioner.lifecycle.reset import ResetResult, Survey
     from provisioner.session import Session
 

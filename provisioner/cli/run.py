@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from provisioner.cli.common import console, output, print_json
-from provisioner.config import Cluster
 from provisioner.errors import STOPPED, ApplyError, BadInput, Interrupted, ProvisionerError
 from provisioner.plan import CLUSTER, Change, Plan
 from provisioner.workspace import Workspace
@@ -27,6 +26,7 @@ from provisioner.workspace import Workspace
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from provisioner.config import Cluster
     from provisioner.phases import Phase
     from provisioner.session import Session
 

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from provisioner.cli.common import ClusterOption, JsonOption, open_cluster, output, print_json
+from provisioner.cli.common import ClusterOption, JsonOption, open_cluster, print_json
 from provisioner.errors import ExitCode
+from provisioner.terminal import wide
 from provisioner.words import ago
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ def status(cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(found.to_json())
     else:
-        # a pipe has no width of its own: lines long enough for grep
-        show(found, output if output.is_terminal else Console(width=160, highlight=False))
+        show(found, wide(160))
     raise typer.Exit(ExitCode.OK if found.reached else ExitCode.FAILURE)
 
 

@@ -31,12 +31,12 @@ from provisioner.cli.run import (
     refuse_interrupted_replacement,
     refuse_interrupted_restore,
 )
-from provisioner.config import Cluster
 from provisioner.errors import BadInput, ExitCode
 from provisioner.workspace import Workspace
 
 if TYPE_CHECKING:
     from provisioner.backup.seal import Key
+    from provisioner.config import Cluster
     from provisioner.session import Session
     from provisioner.upgrade import Course
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from provisioner.choices import Level
 from provisioner.cli.common import ClusterOption, JsonOption, console, open_cluster, output, print_json
 from provisioner.errors import BadInput, ExitCode
 from provisioner.report import MARKS
-from provisioner.verify.model import Level
 
 if TYPE_CHECKING:
     from provisioner.verify import Event

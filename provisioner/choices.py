@@ -25,3 +25,20 @@ class Level(StrEnum):
     def includes(self, other: Level) -> bool:
         """Whether a run of this level runs a check of the other."""
         return self is Level.FULL or other is Level.SMOKE
+
+
+# What <TAB> offers; tests/unit/floor compares it with what there is.
+PHASES = (
+    *("packages", "bundles", "machines", "members", "etcd", "control_plane", "objects", "nodes", "settle", "drain", "leave"),
+    "verify",
+)
+COMPONENTS = (
+    *("api-proxy", "containerd", "etcd", "etcd-backup", "flanneld", "images", "kube-apiserver", "kube-controller-manager"),
+    *("kube-proxy", "kube-scheduler", "kubelet", "network", "vip"),
+)
+CHECKS = (
+    *("units", "nodes", "apiservers", "etcd", "controllers", "kubelets", "api-paths", "virtual-address", "system-pods"),
+    *("probe-pods", "peer-pods", "pod-to-pod", "cluster-ip", "node-port", "hairpin", "own-node", "dns", "logs", "exec"),
+    *("pod-comes-back", "container-restarts", "scheduling", "encryption", "anonymous", "node-authorization", "pod-security"),
+    *("host-services", "host-ports", "host-files", "host-keys"),
+)

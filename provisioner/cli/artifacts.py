@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from provisioner.cli import complete
 from provisioner.cli.common import ClusterOption, JsonOption, find_cluster_file, open_cluster, output, print_json
 from provisioner.errors import ArtifactError, BadInput
 from provisioner.terminal import wide
@@ -38,7 +39,10 @@ class _Source(StrEnum):
 LockOption = Annotated[Path | None, typer.Option("--lock", help="Another versions.yml.", show_default=False)]
 ArchOption = Annotated[list[_Arch] | None, typer.Option("--arch", help="amd64 or arm64; may be given twice. [default: amd64]")]
 VersionOption = Annotated[
-    str | None, typer.Option("--kubernetes", help="Kubernetes version; default: the cluster's, else the lock's first.")
+    str | None,
+    typer.Option(
+        "--kubernetes", autocompletion=complete.versions, help="Kubernetes version; default: the cluster's, else the lock's first."
+    ),
 ]
 SourceOption = Annotated[
     list[_Source] | None, typer.Option("--source", help="May be repeated: the order is the order they are tried in.")
@@ -201,7 +205,9 @@ def verify(*, as_json: JsonOption = False) -> None:
 @app.command("lock")
 def lock_sums(
     *,
-    component: Annotated[list[str] | None, typer.Argument(help="Only these components (kubernetes, etcd, …).")] = None,
+    component: Annotated[
+        list[str] | None, typer.Argument(autocompletion=complete.artifacts, help="Only these components (kubernetes, etcd, …).")
+    ] = None,
     source: Annotated[
         Literal["release", "modules"], typer.Option("--source", help="Fetch published sums, or compute them by building.")
     ] = "release",

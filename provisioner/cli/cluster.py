@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from provisioner.cli import complete
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, console, open_cluster, print_json
 from provisioner.cli.run import DeadlineOption, aside, converge, open_session, print_plan, refuse_interrupted_replacement, report
 from provisioner.errors import ExitCode
@@ -16,8 +17,12 @@ from provisioner.workspace import Workspace
 if TYPE_CHECKING:
     from provisioner.config import Cluster
 
-OnlyOption = Annotated[str | None, typer.Option("--only", metavar="PHASE", help="Run this phase alone.")]
-FromOption = Annotated[str | None, typer.Option("--from", metavar="PHASE", help="Begin with this phase.")]
+OnlyOption = Annotated[
+    str | None, typer.Option("--only", metavar="PHASE", autocompletion=complete.phases, help="Run this phase alone.")
+]
+FromOption = Annotated[
+    str | None, typer.Option("--from", metavar="PHASE", autocompletion=complete.phases, help="Begin with this phase.")
+]
 
 
 def plan(

@@ -23,12 +23,20 @@ if TYPE_CHECKING:
 console = StreamConsole("stderr")
 output = StreamConsole("stdout")
 
+
+def _paths(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    from provisioner.cli.complete import clusters  # noqa: PLC0415 - which needs this module
+
+    return clusters(ctx, incomplete)
+
+
 ClusterOption = Annotated[
     Path | None,
     typer.Option(
         "--cluster",
         "-c",
         metavar="DIR|FILE",
+        autocompletion=_paths,
         help="cluster.yaml, or a directory with one; default: ./cluster.yaml, else the only ./workspace/*/cluster.yaml.",
         show_default=False,
     ),

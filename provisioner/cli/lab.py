@@ -8,13 +8,15 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from provisioner.cli import complete
 from provisioner.cli.common import JsonOption, YesOption, console, output, print_json
 from provisioner.errors import BadInput, LabError
 
 app = typer.Typer(help="Local machines (systemd-nspawn, Debian 12) to build clusters on.", no_args_is_help=True)
 
 NameOption = Annotated[
-    str | None, typer.Option("--name", "-n", help="The lab; default: the only one there is.", show_default=False)
+    str | None,
+    typer.Option("--name", "-n", autocompletion=complete.labs, help="The lab; default: the only one there is.", show_default=False),
 ]
 
 
@@ -99,7 +101,7 @@ def status(name: NameOption = None, as_json: JsonOption = False) -> None:
 # what follows the machine's name is the command's own, options included
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def ssh(
-    machine: Annotated[str, typer.Argument(help="The machine, e.g. cp-1.")],
+    machine: Annotated[str, typer.Argument(autocompletion=complete.lab_machines, help="The machine, e.g. cp-1.")],
     command: Annotated[list[str] | None, typer.Argument(help="What to run; default: a login shell.")] = None,
     name: NameOption = None,
 ) -> None:

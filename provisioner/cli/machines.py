@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from provisioner.cli import complete
 from provisioner.cli.common import ClusterOption, JsonOption, console, find_node, open_cluster, print_json
 from provisioner.errors import ExitCode, ProvisionerError
 from provisioner.terminal import wide
@@ -89,7 +90,10 @@ def _about(facts: HostFacts) -> str:
 
 
 def ssh(
-    node: Annotated[str, typer.Argument(metavar="NODE", help="Name of the node in cluster.yaml.", show_default=False)],
+    node: Annotated[
+        str,
+        typer.Argument(metavar="NODE", autocompletion=complete.nodes, help="Name of the node in cluster.yaml.", show_default=False),
+    ],
     command: Annotated[
         list[str] | None,
         typer.Argument(

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from provisioner.cli import complete
 from provisioner.cli.common import ClusterOption, JsonOption, console, find_node, open_cluster, print_json
 from provisioner.errors import BadInput, ProvisionerError
 
@@ -26,7 +27,14 @@ def support_bundle(  # noqa: PLR0917 - typer calls it by names
     ] = None,
     since: Annotated[str, typer.Option("--since", metavar="TIME", help="Journals from then on.")] = "24h",
     node: Annotated[
-        list[str] | None, typer.Option("--node", metavar="NAME", help="Only this machine; may be given again.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--node",
+            metavar="NAME",
+            autocompletion=complete.nodes,
+            help="Only this machine; may be given again.",
+            show_default=False,
+        ),
     ] = None,
     deadline: Annotated[float, typer.Option("--deadline", metavar="SECONDS", min=5, help="For everything.")] = 180,
     as_json: JsonOption = False,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from provisioner.cli import complete
 from provisioner.cli.backup_keys import PassphraseOption, PlainOption, RecipientOption, key_of, require_built
 from provisioner.cli.common import (
     ClusterOption,
@@ -58,6 +59,7 @@ def upgrade(  # noqa: PLR0917 - typer reads the options from the signature
         typer.Option(
             "--to",
             metavar="VERSION",
+            autocompletion=complete.versions,
             help="Kubernetes version, written into cluster.yaml once the answer is yes. Default: what cluster.yaml says.",
             show_default=False,
         ),

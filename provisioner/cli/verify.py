@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from provisioner.choices import Level
+from provisioner.cli import complete
 from provisioner.cli.common import ClusterOption, JsonOption, console, open_cluster, output, print_json
 from provisioner.errors import BadInput, ExitCode
 from provisioner.report import MARKS
@@ -26,7 +27,12 @@ def verify(
     level: Annotated[Level, typer.Option("--level", help="smoke: about ten seconds; full: everything.")] = Level.SMOKE,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="ID[,ID]", help="Only these checks and what they build on; may be repeated."),
+        typer.Option(
+            "--only",
+            metavar="ID[,ID]",
+            autocompletion=complete.checks,
+            help="Only these checks and what they build on; may be repeated.",
+        ),
     ] = None,
     json: JsonOption = False,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Also write JUnit XML.")] = None,

@@ -114,9 +114,10 @@ bench: system venv ## Where each second of `up` goes
 	@$(BIN)/python bench/run.py $(ARGS)
 
 .PHONY: docs
-docs: venv ## Write the reference pages anew out of the code
+docs: venv ## Write the reference and manual pages anew out of the code
 	@$(BIN)/python -m provisioner.cli.reference docs/reference/cli.md
 	@$(BIN)/provisioner schema --markdown >docs/reference/cluster-yaml.md
+	@$(BIN)/python -m provisioner.cli.man man
 
 .PHONY: lock
 lock: venv ## Make requirements.lock anew from pyproject.toml

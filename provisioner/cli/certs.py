@@ -47,13 +47,18 @@ def status(
     from provisioner import pki  # noqa: PLC0415 - keeps `--help` quick
     from provisioner.certs import look  # noqa: PLC0415
     from provisioner.certs.model import by_days  # noqa: PLC0415
+    from provisioner.display import waiting  # noqa: PLC0415
     from provisioner.ssh import Connections  # noqa: PLC0415
 
     loaded, workspace = open_cluster(cluster)
     require_built(workspace)
     now = dt.datetime.now(dt.UTC)
     keys = pki.read(workspace.pki, now=now)
-    with limited(deadline, "`provisioner certs status` again"), Connections(loaded, workspace) as connections:
+    with (
+        limited(deadline, "`provisioner certs status` again"),
+        Connections(loaded, workspace) as connections,
+        waiting(console, f"looking at every certificate of {loaded.name}"),
+    ):
         found = look(loaded, workspace, connections, keys, now=now)
     rows, ending = by_days(found.rows, now), found.ending(within)
     if as_json:

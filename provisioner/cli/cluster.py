@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from provisioner.cli import complete
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, console, open_cluster, print_json
@@ -97,8 +96,10 @@ def up(
 ) -> None:
     """Lab machines, a cluster on them, and the proof that it works, in one go."""
     from provisioner import lab  # noqa: PLC0415
+    from provisioner.cli.lab import telling  # noqa: PLC0415
 
-    path = lab.up(name, control_planes=control_planes, workers=workers, progress=lambda text: console.print(escape(str(text))))
+    with telling(f"lab {name}") as tell:
+        path = lab.up(name, control_planes=control_planes, workers=workers, progress=tell)
     loaded, workspace = open_cluster(path)
     apply_cluster(loaded, workspace, yes=True)
     console.print(f"try: KUBECONFIG={workspace.kubeconfig} kubectl get nodes   (remove it all: provisioner lab down --name {name})")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -11,6 +13,7 @@ from rich.table import Table
 from provisioner.cli import complete
 from provisioner.cli.common import JsonOption, YesOption, console, output, print_json
 from provisioner.errors import BadInput, LabError
+from provisioner.terminal import wide
 
 app = typer.Typer(help="Local machines (systemd-nspawn, Debian 12) to build clusters on.", no_args_is_help=True)
 
@@ -18,6 +21,20 @@ NameOption = Annotated[
     str | None,
     typer.Option("--name", "-n", autocompletion=complete.labs, help="The lab; default: the only one there is.", show_default=False),
 ]
+
+
+@contextmanager
+def telling(text: str) -> Iterator[Callable[[object], None]]:
+    """What happens, a line each; and while the last of it goes on, for how long."""
+    from provisioner.display import waiting  # noqa: PLC0415 - keeps `--help` quick
+
+    with waiting(console, text) as say:
+
+        def tell(line: object) -> None:
+            console.print(str(line), markup=False)
+            say(str(line))
+
+        yield tell
 
 
 def _only(name: str | None) -> str:
@@ -47,7 +64,8 @@ def up(
     """Boot machines and write ./workspace/NAME/cluster.yaml for them. Run again, it boots what is stopped."""
     from provisioner import lab  # noqa: PLC0415 - keeps `--help` and completion quick
 
-    path = lab.up(name, control_planes, workers, etcd_only, stacked=stacked, spares=spares, progress=console.print)
+    with telling(f"lab {name}") as tell:
+        path = lab.up(name, control_planes, workers, etcd_only, stacked=stacked, spares=spares, progress=tell)
     output.print(os.path.relpath(path))
 
 
@@ -73,7 +91,8 @@ def down(
             console.print(f"  and {lab.doomed(one)}")
     if found and not yes:
         typer.confirm("Destroy?", abort=True, err=True)
-    gone = [one for one in names if lab.down(one, keep_workspace=keep_workspace, progress=console.print)]
+    with telling("taking down") as tell:
+        gone = [one for one in names if lab.down(one, keep_workspace=keep_workspace, progress=tell)]
     if not gone:
         console.print(f"no lab {name}" if name else "no lab")
 
@@ -95,7 +114,7 @@ def status(name: NameOption = None, as_json: JsonOption = False) -> None:
             memory = "" if machine.memory is None else f"{machine.memory / 2**20:.0f} MiB"
             ssh = "answers" if machine.ssh else "link cut" if machine.running and not machine.link else "-"
             table.add_row(machine.name, ",".join(machine.roles) or "spare", machine.address, machine.state, ssh, memory)
-        output.print(table)
+        wide().print(table)
 
 
 # what follows the machine's name is the command's own, options included

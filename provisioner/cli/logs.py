@@ -97,10 +97,11 @@ def logs(  # noqa: PLR0917 - typer calls it by names
 
 
 def _read(cluster: Cluster, workspace: Workspace, node: Node, question: Question, seconds: float) -> Sequence[Entry]:
+    from provisioner.display import waiting  # noqa: PLC0415
     from provisioner.journal_reader import ordered, parse, refusal  # noqa: PLC0415
     from provisioner.ssh import Connections  # noqa: PLC0415
 
-    with Connections(cluster, workspace) as connections:
+    with Connections(cluster, workspace) as connections, waiting(console, f"reading {node.name}'s journal"):
         done = connections.run(node, question.command(), timeout=seconds)
     # with --grep, 1 without a word means that nothing matched
     if done.code != 0 and not (question.grep and done.code == 1 and not done.complaint):

@@ -1,8 +1,8 @@
 """Manual pages, written out of the commands and models themselves (`make docs`) as reference.py writes the Markdown.
 
-provisioner(1) says what there is, provisioner-COMMAND(1) everything about one command or group, cluster.yaml(5) the file's keys. The
-language is man(7) of the simple kind, which man-db, mandoc and everybody's converters read. No dates: the same sources give the same
-bytes.
+provisioner(1) says what there is, provisioner-COMMAND(1) everything about one command or group, cluster.yaml(5) the file's keys.
+The language is man(7) of the simple kind, which man-db, mandoc and everybody's converters read. No dates: the same sources give
+the same bytes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
@@ -126,7 +126,7 @@ def _overview(root: TyperGroup) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _page(name: str, command: TyperCommand | TyperGroup) -> str:
+def _page(name: str, command: Any) -> str:
     lines = _head(f"provisioner-{name}", 1, first_sentence(command.help or ""))
     found = [(path, one) for path, one in leaves(command, f"provisioner {name}")]
     lines.append(".SH SYNOPSIS")
@@ -150,7 +150,7 @@ def _page(name: str, command: TyperCommand | TyperGroup) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _records(command: TyperCommand | TyperGroup, context: typer.Context) -> Iterator[tuple[str, str]]:
+def _records(command: TyperCommand | TyperGroup, context: Any) -> Iterator[tuple[str, str]]:
     for parameter in command.get_params(context):
         if isinstance(parameter, TyperArgument | TyperOption):
             record = parameter.get_help_record(context)
@@ -160,7 +160,7 @@ def _records(command: TyperCommand | TyperGroup, context: typer.Context) -> Iter
             yield record
 
 
-def _called(command: TyperCommand | TyperGroup, path: str) -> typer.Context:
+def _called(command: TyperCommand | TyperGroup, path: str) -> Any:
     return NarrowContext(command, info_name=path, help_option_names=["-h", "--help"], terminal_width=10_000)
 
 

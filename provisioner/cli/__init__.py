@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from provisioner import __version__
-from provisioner.cli.ending import run
+from provisioner.cli.ending import run_and_exit
 from provisioner.cli.lazy import Commands, NarrowContext
 
 
@@ -81,4 +81,4 @@ GROUPS = (
 
 def main() -> None:
     """Entry point of the `provisioner` command: no traceback reaches a user without --debug."""
-    run(app)
+    run_and_exit(app)

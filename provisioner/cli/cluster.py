@@ -91,8 +91,10 @@ def apply_cluster(
 
 def up(
     name: Annotated[str, typer.Option("--name", help="Name of the lab and of its cluster.")] = "lab",
-    control_planes: Annotated[int, typer.Option("--control-planes", min=1)] = 1,
-    workers: Annotated[int, typer.Option("--workers", min=0)] = 2,
+    control_planes: Annotated[
+        int, typer.Option("--control-planes", min=1, help="Machines with an apiserver and an etcd member.")
+    ] = 1,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Machines for pods; 0: the control planes take them.")] = 2,
 ) -> None:
     """Lab machines, a cluster on them, and the proof that it works, in one go."""
     from provisioner import lab  # noqa: PLC0415

@@ -147,4 +147,4 @@ def confirm(question: str, *, otherwise: str = "`--yes` goes ahead without askin
     if not sys.stdin.isatty():
         raise BadInput("nobody to ask; nothing was changed", hint=otherwise)
     if not typer.confirm(question, err=True):
-        raise Interrupted("not confirmed; nothing was changed")
+        raise Interrupted("not confirmed; nothing was changed", hint="the same command again asks again")

@@ -26,13 +26,13 @@ AGAIN = "the same command again takes up what is there"
 
 
 @dataclass(slots=True)
-class _Stop:
+class Stop:
     """The signal that asked for the end, if one did."""
 
     number: int = 0
 
 
-def run(app: typer.Typer) -> NoReturn:
+def run_and_exit(app: typer.Typer) -> NoReturn:
     """Run the command line and end the process.
 
     Exit codes are those of ``ExitCode``. A process that SIGTERM or SIGHUP has asked to end cleans up as after Ctrl-C and then ends
@@ -42,13 +42,14 @@ def run(app: typer.Typer) -> NoReturn:
         harden(stream)
     _hoist_debug(sys.argv)
     with _stoppable() as stop:
-        code = _attempt(app, stop)
+        code = attempt(app, stop)
     if code in (128 + signal.SIGTERM, 128 + signal.SIGHUP, 128 + signal.SIGPIPE):
         _die_by(code - 128)
     sys.exit(code)
 
 
-def _attempt(app: typer.Typer, stop: _Stop) -> int:
+def attempt(app: typer.Typer, stop: Stop | None = None) -> int:
+    """Run the command line; the exit code, after the words that go with it."""
     try:
         code = app(standalone_mode=False, terminal_width=help_width())
         if sys.stdout is not None:
@@ -69,7 +70,7 @@ def _attempt(app: typer.Typer, stop: _Stop) -> int:
         told = Interrupted("interrupted", hint=AGAIN)
     if os.environ.get("PROVISIONER_DEBUG"):
         traceback.print_exception(told.__cause__ if told.__cause__ and not isinstance(told, Interrupted) else told)
-    if isinstance(told, Interrupted) and stop.number:
+    if isinstance(told, Interrupted) and stop and stop.number:
         name = signal.Signals(stop.number).name
         show_error(Interrupted(f"stopped by {name}" if told.message in (STOPPED, "interrupted") else told.message, hint=told.hint))
         return 128 + stop.number
@@ -136,9 +137,9 @@ def keep_traceback(error: BaseException) -> Path | None:
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[_Stop]:
+def _stoppable() -> Iterator[Stop]:
     """SIGTERM and SIGHUP do what Ctrl-C does: every part of a run knows how to stop for that. `nohup` stays in force."""
-    stop = _Stop()
+    stop = Stop()
 
     def ask(number: int, _frame: FrameType | None) -> None:
         stop.number = number

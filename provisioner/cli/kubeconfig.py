@@ -56,7 +56,10 @@ def kubeconfig(  # noqa: PLR0917 - typer calls it by names
         _show(_unmerge(opened, workspace, file, name=name, seconds=deadline), as_json=as_json, verb="unmerged")
     else:
         if file or name or as_json or not switch:
-            raise BadInput("--kubeconfig, --name, --no-switch and --json go with --merge or --unmerge")
+            raise BadInput(
+                "--kubeconfig, --name, --no-switch and --json go with --merge or --unmerge",
+                hint="add one of them, or leave these out",
+            )
         output.out(_own(opened, workspace), end="")
 
 

@@ -80,7 +80,7 @@ def down(
     from provisioner import lab  # noqa: PLC0415 - keeps `--help` and completion quick
 
     if everything and name is not None:
-        raise BadInput("--all and --name exclude each other")
+        raise BadInput("--all and --name exclude each other", hint="leave one of them out")
     names = lab.names() if everything or name is None else (name,)
     if not everything and name is None and len(names) > 1:
         _only(None)

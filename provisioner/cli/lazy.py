@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import typer
 from typer._click.formatting import HelpFormatter
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command, get_group
 
 T = TypeVar("T", TyperCommand, TyperGroup)
@@ -92,10 +92,21 @@ def formed(command: T) -> T:
     command.rich_markup_mode = None
     command.context_class = NarrowContext
     command.short_help = first_sentence(command.help or "")
+    for one in command.params:
+        if isinstance(one, TyperOption) and one.metavar is None and not one.is_flag:
+            one.metavar = _metavar(one)
     if isinstance(command, TyperGroup):
-        for one in command.commands.values():
-            formed(one)  # type: ignore[type-var] # of typer's two kinds, as everywhere
+        for inner in command.commands.values():
+            formed(inner)  # type: ignore[type-var] # of typer's two kinds, as everywhere
     return command
+
+
+def _metavar(option: TyperOption) -> str:
+    """What stands for an option's value: `worker|etcd`, N, FILE; typer would say `<list[worker|etcd]>`."""
+    kind = option.type_descriptor
+    if kind.is_choice:
+        return "|".join(str(getattr(choice, "value", choice)) for choice in kind.choices or ())
+    return "N" if kind.annotation in (int, float) or kind.is_ranged else "PATH" if kind.is_path else "TEXT"
 
 
 def first_sentence(text: str) -> str:

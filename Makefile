@@ -132,9 +132,10 @@ race-plots: venv ## Tables and pictures of docs/race.md, out of the newest raw f
 	@$(BIN)/python -m bench.compare.plots $(ARGS)
 
 .PHONY: docs
-docs: venv ## Write the reference pages anew out of the code
+docs: venv ## Write the reference and manual pages anew out of the code
 	@$(BIN)/python -m provisioner.cli.reference docs/reference/cli.md
 	@$(BIN)/provisioner schema --markdown >docs/reference/cluster-yaml.md
+	@$(BIN)/python -m provisioner.cli.man man
 
 .PHONY: lock
 lock: venv ## Make requirements.lock anew from pyproject.toml

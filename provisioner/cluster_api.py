@@ -46,6 +46,8 @@ class ClusterApiError(ProvisionerError):
         reason: the API's own word for it (`NotFound`, `Forbidden`, `Conflict`...).
     """
 
+    remedy = "`provisioner status` shows which API servers answer, and why the others do not"
+
     def __init__(self, message: str, *, status: int = 0, reason: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.status = status

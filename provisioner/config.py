@@ -6,12 +6,13 @@ Rules that need more than one field live in ``validate.py``; reading a file and 
 
 from __future__ import annotations
 
-from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
+
+from provisioner.choices import Role as Role  # noqa: PLC0414 - its home for everybody else is here
 
 API_VERSION: Literal["provisioner/v1"] = "provisioner/v1"
 
@@ -33,14 +34,6 @@ class Model(BaseModel):
     """Base of every model: frozen, closed to unknown keys, camelCase in the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
-
-
-class Role(StrEnum):
-    """What a machine does. One machine may hold all three."""
-
-    CONTROL_PLANE = "control-plane"
-    ETCD = "etcd"
-    WORKER = "worker"
 
 
 class Taint(Model):

@@ -1,19 +1,30 @@
-"""How a run shows itself: a live view on a terminal, plain lines elsewhere; both also keep each phase's time."""
+"""How a run shows itself: a live view on a terminal, plain lines elsewhere; both also keep each phase's time.
+
+``waiting`` is for what has no phases: a spinner with the time, or a plain line once it has taken long enough to wonder.
+"""
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from provisioner.events import TaskStep
+from provisioner.terminal import ASCII, is_live, speaks_unicode
+
+# A plain line for what takes longer than the first; then one at each of these, and one a minute, so that nobody takes it for dead.
+PATIENCE = 2.0
+_SIGNS_OF_LIFE = (10.0, 30.0, 60.0)
 
 
 @dataclass(slots=True)
@@ -66,13 +77,18 @@ class Display:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The time in which the display may draw."""
-        yield
+        """The time in which the display may draw; plain lines say of a long phase that it goes on."""
+        with _repeated(self._sign_of_life, 30.0):
+            yield
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """The time in which something else has the terminal."""
-        yield
+        rows, self.rows = self.rows, []
+        try:
+            yield
+        finally:
+            self.rows = rows
 
     def step(self, step: TaskStep) -> None:
         """A task has started, or ended on a host."""
@@ -94,6 +110,11 @@ class Display:
         """Hook: a phase ended."""
         mark = {"done": "ok", "failed": "FAILED", "skipped": "nothing to do"}[row.state]
         self._line(row, f"{mark} ({row.seconds:.1f} s){', ' + row.note if row.note else ''}")
+
+    def _sign_of_life(self) -> None:
+        for row in list(self.rows):
+            if row.state == "running":
+                self._line(row, f"… ({time.monotonic() - row.began:.0f} s so far)")
 
     def _line(self, row: Row, text: str) -> None:
         self.console.print(f"[{time.monotonic() - self.began:6.1f} s] {row.title} {text}", markup=False)
@@ -154,6 +175,8 @@ class LiveDisplay(Display):
             "failed": ("✗", "bold red"),
             "skipped": ("-", "dim"),
         }
+        if not speaks_unicode(sys.stderr):
+            marks = {state: (ASCII.get(mark, mark), style) for state, (mark, style) in marks.items()}
         table = Table.grid(padding=(0, 1))
         now = time.monotonic()
         for row in self.rows:
@@ -209,4 +232,61 @@ class Work:
 
 def display_for(console: Console) -> Display:
     """Live on a terminal, plain lines elsewhere."""
-    return LiveDisplay(console) if console.is_terminal else Display(console)
+    return LiveDisplay(console) if is_live() else Display(console)
+
+
+@contextmanager
+def waiting(console: Console, text: str) -> Iterator[Callable[[str], None]]:
+    """Show that something takes its time, and how much.
+
+    Args:
+        console: of stderr.
+        text: what is done, in a few words ("looking at 5 machines").
+
+    Yields:
+        a function that changes the words.
+    """
+    told = [text]
+    began = time.monotonic()
+    if is_live():
+        spinner = Spinner("dots" if speaks_unicode(sys.stderr) else "line")
+
+        def draw() -> Spinner:
+            spinner.update(text=Text(f"{told[0]} {time.monotonic() - began:.0f} s"))
+            return spinner
+
+        with Live(console=console, get_renderable=draw, refresh_per_second=8, transient=True):
+            yield lambda words: told.__setitem__(0, words)
+        return
+
+    spoken = threading.Event()
+
+    def speak() -> None:
+        spoken.set()
+        console.print(f"{told[0]} … ({time.monotonic() - began:.0f} s so far)", markup=False)
+
+    with _repeated(speak, PATIENCE, *_SIGNS_OF_LIFE):
+        yield lambda words: told.__setitem__(0, words)
+    if spoken.is_set():
+        console.print(f"{told[0]}: done ({time.monotonic() - began:.1f} s)", markup=False)
+
+
+@contextmanager
+def _repeated(act: Callable[[], None], *moments: float) -> Iterator[None]:
+    """Do something at these moments of a block (seconds from its start), and then again and again at the distance of the last."""
+    over = threading.Event()
+
+    def loop() -> None:
+        began, due = time.monotonic(), list(moments)
+        while not over.wait(max(0.0, due[0] - (time.monotonic() - began))):
+            act()
+            last = due.pop(0)
+            due = due or [last + moments[-1]]
+
+    thread = threading.Thread(target=loop, daemon=True, name="signs-of-life")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import ClassVar
 
 
 class ExitCode(IntEnum):
@@ -22,16 +23,17 @@ class ProvisionerError(Exception):
 
     Args:
         message: what happened, with the host, file or object it happened to.
-        hint: what the user can do about it; empty only where nothing sensible can be advised.
+        hint: what the user can do about it; without one, what helps with every error of its kind (``remedy`` of the class).
         details: further lines (a journal's tail, a list of problems), printed below the message as they are.
     """
 
-    exit_code: ExitCode = ExitCode.FAILURE
+    exit_code: ClassVar[ExitCode] = ExitCode.FAILURE
+    remedy: ClassVar[str] = ""
 
     def __init__(self, message: str, *, hint: str = "", details: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.remedy
         self.details = details
 
 
@@ -56,17 +58,27 @@ class VerifyFailed(ProvisionerError):  # noqa: N818
 class ArtifactError(ProvisionerError):
     """An artifact could not be had from any source, or its bytes are not the locked ones."""
 
+    remedy = (
+        "`provisioner artifacts list` shows what is missing; `artifacts.sources` and `artifacts.mirror` say where it comes from"
+    )
+
 
 class ApplyError(ProvisionerError):
     """A phase of `apply` failed; the message names host, task and reason."""
+
+    remedy = "`provisioner apply` goes on where this run stopped"
 
 
 class LabError(ProvisionerError):
     """The lab cannot run here, or one of its machines did not come up."""
 
+    remedy = "`provisioner lab status` shows what runs; `provisioner lab down`, then `lab up`, makes it anew"
+
 
 class WaitTimeout(ProvisionerError):  # noqa: N818
     """A deadline passed; the message carries the last observed state."""
+
+    remedy = "`provisioner status` says what is wrong now; the same command again goes on"
 
 
 STOPPED = "stopped by Ctrl-C"

@@ -35,6 +35,8 @@ _SUM_BYTES = 32
 class EtcdError(ProvisionerError):
     """An etcd member does not answer, or answers with an error."""
 
+    remedy = "`provisioner status` shows every member; `provisioner logs NODE etcd` what it says"
+
 
 @dataclass(frozen=True, slots=True)
 class Member:

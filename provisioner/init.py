@@ -6,16 +6,15 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
 
 from jinja2 import Environment, StrictUndefined
 
 from provisioner import schema
+from provisioner.choices import Preset as Preset  # noqa: PLC0414 - its home for everybody else is here
 from provisioner.config import Kubernetes
 from provisioner.errors import BadInput
 from provisioner.workspace import write_atomic
 
-Preset = Literal["single", "ha"]
 FILE_NAME = "cluster.yaml"
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from provisioner.config import Node
-
 if TYPE_CHECKING:
+    from provisioner.config import Node
     from provisioner.facts import HostFacts
 
 # Seconds for the pods of one machine to move: grace periods of half a minute, and budgets that let one go at a time.

@@ -140,7 +140,7 @@ class Lock(_Model):
         """Reference of a component's image (``registry.k8s.io/pause:3.10.2``) that goes with a Kubernetes version."""
         reference = self.component(component).image
         if reference is None:
-            raise BadInput(f"{component}: has no container image in versions.yml")
+            raise BadInput(f"{component}: has no container image in versions.yml", hint="add `image` to it there")
         return reference.format(version=self.version_of(component, kubernetes))
 
 

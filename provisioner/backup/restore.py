@@ -207,7 +207,9 @@ def _at(session: Session, nodes: Sequence[Node], command: str) -> None:
 def _must(session: Session, node: Node, command: str) -> None:
     done = session.connections.run(node, command, timeout=COMMAND_SECONDS)
     if done.code:
-        raise ProvisionerError(f"{node.name}: `{command}` failed: {done.complaint[-300:]}")
+        raise ProvisionerError(
+            f"{node.name}: `{command}` failed: {done.complaint[-300:]}", hint="run the restore again: it goes on"
+        )
 
 
 def prove(session: Session) -> None:

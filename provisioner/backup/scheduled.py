@@ -82,7 +82,7 @@ def on_machines(cluster: Cluster, connections: Connections) -> tuple[tuple[OnMac
     def look(node: Node) -> str:
         done = connections.run(node, command)
         if done.code:
-            raise ProvisionerError(f"{node.name}: {done.complaint}")
+            raise ProvisionerError(f"{node.name}: {done.complaint}", hint="`provisioner preflight` says what is wrong with it")
         return done.text
 
     found: list[OnMachine] = []

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from typer.core import TyperGroup
 
 from provisioner import __version__
-from provisioner.cli.common import console
-from provisioner.errors import BadInput, ExitCode, ProvisionerError
+from provisioner.cli.ending import run_and_exit
+from provisioner.cli.lazy import Commands, NarrowContext
+
+
+class _Root(TyperGroup):
+    """All commands, each imported when it is asked for."""
+
+    context_class = NarrowContext
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = Commands(__name__, COMMANDS, GROUPS)
+
 
 app = typer.Typer(
     name="provisioner",
+    cls=_Root,
     help="From Linux machines that answer SSH to a verified, highly available Kubernetes cluster.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -68,66 +78,7 @@ GROUPS = (
     ("lab", "lab"),
 )
 
-for _module, _function, _name in COMMANDS:
-    app.command(_name)(getattr(importlib.import_module(f"provisioner.cli.{_module}"), _function))
-for _module, _name in GROUPS:
-    app.add_typer(importlib.import_module(f"provisioner.cli.{_module}").app, name=_name)
-
-
-def show_error(error: ProvisionerError) -> None:
-    """Print an error the way every command does: what, the details, the remedy."""
-    console.print(f"[bold red]error:[/] {escape(error.message)}")
-    for line in error.details:
-        console.print(f"  {escape(line)}")
-    if error.hint:
-        console.print(f"[bold]remedy:[/] {escape(error.hint)}")
-
-
-def _show_usage(error: typer.TyperException) -> None:
-    """A command line that cannot be understood; without any message where typer has printed the help instead."""
-    text = error.format_message()
-    command = getattr(getattr(error, "ctx", None), "command_path", "provisioner")
-    if text:
-        show_error(BadInput(text, hint=f"`{command} --help` shows what it takes"))
-
 
 def main() -> None:
     """Entry point of the `provisioner` command: no traceback reaches a user without --debug."""
-    try:
-        code = app(standalone_mode=False)
-    except ProvisionerError as error:
-        if os.environ.get("PROVISIONER_DEBUG"):
-            raise
-        show_error(error)
-        code = error.exit_code
-    except typer.TyperException as error:
-        _show_usage(error)
-        code = ExitCode.BAD_INPUT
-    except (typer.Abort, KeyboardInterrupt):
-        console.print("[bold red]interrupted[/]")
-        code = ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # the reader went away (`| head`): nothing left to say, and nothing to flush at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = ExitCode.OK
-    except Exception as error:
-        if os.environ.get("PROVISIONER_DEBUG"):
-            raise
-        show_error(_explain(error))
-        code = ExitCode.FAILURE
-    else:
-        if code == ExitCode.INTERRUPTED:  # typer's word for a Ctrl-C that no command has turned into an error
-            console.print("[bold red]interrupted[/]")
-    sys.exit(int(code or 0))
-
-
-def _explain(error: Exception) -> ProvisionerError:
-    """What no command has foreseen: a file that the system refuses is the user's to mend, everything else is a bug."""
-    if isinstance(error, OSError) and error.filename:
-        return ProvisionerError(
-            f"{error.filename}: {error.strerror}", hint="look at that file's permissions, and at the room on its disk"
-        )
-    return ProvisionerError(
-        f"internal error: {type(error).__name__}: {error}",
-        hint=f"run `{Path(sys.argv[0]).name} --debug …` and report the traceback: this is a bug",
-    )
+    run_and_exit(app)

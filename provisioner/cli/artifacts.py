@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from provisioner.artifacts import Arch, Cache, CachedFile, Lock, Want, ensure, everything, load_lock, wanted_for
-from provisioner.artifacts.lock import ARCHITECTURES, default_path
-from provisioner.cli.common import ClusterOption, JsonOption, console, find_cluster_file, open_cluster, output, print_json
-from provisioner.config import Artifacts as ArtifactSettings
-from provisioner.config import HttpProxy
+from provisioner.cli import complete
+from provisioner.cli.common import ClusterOption, JsonOption, find_cluster_file, open_cluster, output, print_json
 from provisioner.errors import ArtifactError, BadInput
+from provisioner.terminal import wide
+
+if TYPE_CHECKING:
+    from provisioner.artifacts import Arch, CachedFile, Lock, Want
+    from provisioner.config import Artifacts as ArtifactSettings
+    from provisioner.config import HttpProxy
 
 app = typer.Typer(help="Binaries and images: fetch or build them, check them, complete the lock.", no_args_is_help=True)
 
@@ -40,67 +39,19 @@ class _Source(StrEnum):
 LockOption = Annotated[Path | None, typer.Option("--lock", help="Another versions.yml.", show_default=False)]
 ArchOption = Annotated[list[_Arch] | None, typer.Option("--arch", help="amd64 or arm64; may be given twice. [default: amd64]")]
 VersionOption = Annotated[
-    str | None, typer.Option("--kubernetes", help="Kubernetes version; default: the cluster's, else the lock's first.")
+    str | None,
+    typer.Option(
+        "--kubernetes", autocompletion=complete.versions, help="Kubernetes version; default: the cluster's, else the lock's first."
+    ),
 ]
 SourceOption = Annotated[
     list[_Source] | None, typer.Option("--source", help="May be repeated: the order is the order they are tried in.")
 ]
 
 
-class Live:
-    """Progress on a terminal; plain lines where stderr is none."""
-
-    def __init__(self) -> None:
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            DownloadColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    @contextlib.contextmanager
-    def shown(self) -> Iterator[Live]:
-        """The bars, while the block runs."""
-        with self._bars:
-            yield self
-
-    def start(self, key: str, text: str, total: int | None) -> None:
-        """Work begins, or begins anew."""
-        if not console.is_terminal:
-            if key not in self._tasks:
-                console.print(text, markup=False)
-                self._tasks[key] = TaskID(0)
-        elif key in self._tasks:
-            self._bars.update(self._tasks[key], total=total)
-        else:
-            self._tasks[key] = self._bars.add_task(text, total=total)
-
-    def advance(self, key: str, done: int) -> None:
-        """So many bytes are there."""
-        if key in self._tasks and console.is_terminal:
-            self._bars.update(self._tasks[key], completed=done)
-
-    def finish(self, key: str) -> None:
-        """It ended."""
-        task = self._tasks.pop(key, None)
-        if task is not None and console.is_terminal:
-            self._bars.remove_task(task)
-
-    def note(self, text: str) -> None:
-        """A line."""
-        console.print(text, markup=False)
-
-    def warn(self, text: str) -> None:
-        """A line that stands out."""
-        console.print("warning:", text, style="yellow", markup=False)
-
-
 def _arches(chosen: list[_Arch] | None) -> tuple[Arch, ...]:
+    from provisioner.artifacts.lock import ARCHITECTURES  # noqa: PLC0415 - keeps `--help` quick
+
     return tuple(arch for arch in ARCHITECTURES if arch in chosen) if chosen else ("amd64",)
 
 
@@ -109,17 +60,20 @@ class _Scope:
     """The files that are meant, and how the cluster gets them."""
 
     wants: tuple[Want, ...]
-    settings: ArtifactSettings = field(default_factory=ArtifactSettings)
-    proxy: HttpProxy = field(default_factory=HttpProxy)
+    settings: ArtifactSettings
+    proxy: HttpProxy
 
 
 def _scope(lock: Lock, cluster: Path | None, kubernetes: str | None, arch: Arch) -> _Scope:
     """A cluster's files, or all that go with a Kubernetes version where there is no cluster."""
+    from provisioner.artifacts import everything, wanted_for  # noqa: PLC0415 - keeps `--help` quick
+    from provisioner.config import Artifacts, HttpProxy  # noqa: PLC0415
+
     if cluster is None:
         try:
             find_cluster_file(None)
         except BadInput:
-            return _Scope(everything(lock, kubernetes or lock.kubernetes_versions[0], arch))
+            return _Scope(everything(lock, kubernetes or lock.kubernetes_versions[0], arch), Artifacts(), HttpProxy())
     read, _ = open_cluster(cluster)
     wants = (
         everything(lock, kubernetes, arch)
@@ -146,6 +100,8 @@ def _print(rows: list[dict[str, object]], *, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
+    from rich.table import Table  # noqa: PLC0415 - keeps `--help` quick
+
     table = Table(box=None, pad_edge=False)
     for column in ("file", "version", "arch", "source", "MiB", "sha256"):
         table.add_column(column, justify="right" if column == "MiB" else "left", no_wrap=True)
@@ -155,7 +111,7 @@ def _print(rows: list[dict[str, object]], *, as_json: bool) -> None:
         table.add_row(
             str(row["name"]), str(row["version"]), str(row["arch"]), str(row["source"]), mib, str(row["sha256"] or "")[:16]
         )
-    output.print(table)
+    wide().print(table)
 
 
 @app.command("fetch")
@@ -170,9 +126,12 @@ def fetch(
     as_json: JsonOption = False,
 ) -> None:
     """Bring what a cluster needs into the cache: downloaded, or built from Go modules."""
+    from provisioner.artifacts import ensure, load_lock  # noqa: PLC0415 - keeps `--help` quick
+    from provisioner.cli.bars import Bars  # noqa: PLC0415
+
     lock = load_lock(lock_file)
     rows: list[dict[str, object]] = []
-    with Live().shown() as live:
+    with Bars().shown() as live:
         for one in _arches(arch):
             scope = _scope(lock, cluster, kubernetes, one)
             found = ensure(
@@ -197,11 +156,13 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """What a cluster needs, and what of it the cache has. Changes nothing."""
+    from provisioner.artifacts import load_lock  # noqa: PLC0415 - keeps `--help` quick
     from provisioner.artifacts.ensure import in_cache_of  # noqa: PLC0415 - keeps `--help` quick
+    from provisioner.cli.bars import Bars  # noqa: PLC0415
 
     lock = load_lock(lock_file)
     rows: list[dict[str, object]] = []
-    live = Live()
+    live = Bars()
     for one in _arches(arch):
         scope = _scope(lock, cluster, kubernetes, one)
         found = in_cache_of(scope.wants, lock, sources=scope.settings.sources, mirror=scope.settings.mirror, progress=live)
@@ -217,8 +178,11 @@ def show(
 @app.command("verify")
 def verify(*, as_json: JsonOption = False) -> None:
     """Hash every file of the cache. A damaged one is removed (the next run fetches it anew), and the exit code is 1."""
+    from provisioner.artifacts import Cache  # noqa: PLC0415 - keeps `--help` quick
+    from provisioner.cli.bars import Bars  # noqa: PLC0415
+
     cache = Cache.open()
-    live = Live()
+    live = Bars()
     damaged: list[str] = []
     sums = cache.blobs()
     with live.shown():
@@ -241,7 +205,9 @@ def verify(*, as_json: JsonOption = False) -> None:
 @app.command("lock")
 def lock_sums(
     *,
-    component: Annotated[list[str] | None, typer.Argument(help="Only these components (kubernetes, etcd, …).")] = None,
+    component: Annotated[
+        list[str] | None, typer.Argument(autocompletion=complete.artifacts, help="Only these components (kubernetes, etcd, …).")
+    ] = None,
     source: Annotated[
         Literal["release", "modules"], typer.Option("--source", help="Fetch published sums, or compute them by building.")
     ] = "release",
@@ -253,8 +219,11 @@ def lock_sums(
     as_json: JsonOption = False,
 ) -> None:
     """Complete versions.yml: sums that are null there are fetched from their projects, or computed by two builds."""
+    from provisioner.artifacts import Cache, load_lock  # noqa: PLC0415 - keeps `--help` quick
     from provisioner.artifacts.download import Downloader  # noqa: PLC0415 - keeps `--help` quick
+    from provisioner.artifacts.lock import ARCHITECTURES, default_path  # noqa: PLC0415
     from provisioner.artifacts.relock import compute_builds, fetch_official, rows, write_sums  # noqa: PLC0415
+    from provisioner.cli.bars import Bars  # noqa: PLC0415
 
     path = lock_file or default_path()
     lock = load_lock(path)
@@ -270,7 +239,7 @@ def lock_sums(
         and (force or row.sum is None)
     ]
     known = {row.path: row.sum for row in wanted}
-    with Live().shown() as live, Downloader(live) as downloader:
+    with Bars().shown() as live, Downloader(live) as downloader:
         if source == "release":
             found = fetch_official(lock, wanted, downloader)
         else:

@@ -77,7 +77,10 @@ def snapshot(  # noqa: PLR0917 - typer reads the options from the signature
     key = key_of(recipients or [], passphrase_file, plain=plain)
     with open_session(loaded, workspace, "etcd snapshot", deadline=deadline, again="`provisioner etcd snapshot` again") as session:
         known = replace(session, pki=pki.read(workspace.pki, now=dt.datetime.now(dt.UTC)))
+        session.display.plan([("backup", "Back the cluster up")])
+        session.display.start("backup")
         made = snapshots.take(known, key=key, target=target and target.absolute())
+        session.display.finish("backup")
         gone = snapshots.outdated(snapshots.listed(workspace), keep, made=made.path) if keep else ()
         for one in gone:
             one.path.unlink()
@@ -99,6 +102,7 @@ def list_(
     """The backups in workspace/NAME/backups, the newest first. What is in an encrypted one is not known before it is opened."""
     from provisioner.backup import scheduled  # noqa: PLC0415
     from provisioner.backup import snapshot as snapshots  # noqa: PLC0415
+    from provisioner.display import waiting  # noqa: PLC0415
     from provisioner.ssh import Connections  # noqa: PLC0415
 
     loaded, workspace = open_cluster(cluster)
@@ -106,7 +110,11 @@ def list_(
     there: tuple[scheduled.OnMachine, ...] = ()
     silent: dict[str, ProvisionerError] = {}
     if machines:
-        with limited(deadline, "`provisioner etcd list` again"), Connections(loaded, workspace) as connections:
+        with (
+            limited(deadline, "`provisioner etcd list` again"),
+            Connections(loaded, workspace) as connections,
+            waiting(console, "asking every member's machine"),
+        ):
             there, silent = scheduled.on_machines(loaded, connections)
     if as_json:
         document: dict[str, object] = {"cluster": loaded.name, "backups": [_row(one) for one in found]}

@@ -10,10 +10,11 @@ import typer
 from rich.table import Table
 
 from provisioner.cli.backup_keys import require_built
-from provisioner.cli.common import ClusterOption, JsonOption, YesOption, console, open_cluster, output, print_json
+from provisioner.cli.common import ClusterOption, JsonOption, YesOption, console, open_cluster, print_json
 from provisioner.cli.rotate_ca import rotate_ca
 from provisioner.cli.run import DeadlineOption, limited
 from provisioner.errors import ProvisionerError
+from provisioner.terminal import wide
 
 if TYPE_CHECKING:
     from provisioner.certs.model import Row
@@ -46,13 +47,18 @@ def status(
     from provisioner import pki  # noqa: PLC0415 - keeps `--help` quick
     from provisioner.certs import look  # noqa: PLC0415
     from provisioner.certs.model import by_days  # noqa: PLC0415
+    from provisioner.display import waiting  # noqa: PLC0415
     from provisioner.ssh import Connections  # noqa: PLC0415
 
     loaded, workspace = open_cluster(cluster)
     require_built(workspace)
     now = dt.datetime.now(dt.UTC)
     keys = pki.read(workspace.pki, now=now)
-    with limited(deadline, "`provisioner certs status` again"), Connections(loaded, workspace) as connections:
+    with (
+        limited(deadline, "`provisioner certs status` again"),
+        Connections(loaded, workspace) as connections,
+        waiting(console, f"looking at every certificate of {loaded.name}"),
+    ):
         found = look(loaded, workspace, connections, keys, now=now)
     rows, ending = by_days(found.rows, now), found.ending(within)
     if as_json:
@@ -74,7 +80,7 @@ def status(
             style = "red" if row.state.is_wrong or row in ending else "yellow" if row.state.value == "due" else ""
             where = f"{row.where}: {row.problem}" if row.problem else row.where
             table.add_row(row.machine, row.name, "" if days is None else f"{days:.0f}", row.state.value, where, style=style)
-        (output if output.is_terminal else type(output)(width=200, highlight=False)).print(table)
+        wide(200).print(table)
     if keys.rotation:
         console.print(f"[yellow]warning:[/] {keys.rotation.notice}")
     for machine, reason in found.silent:

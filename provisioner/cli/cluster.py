@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
+from provisioner.cli import complete
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, console, open_cluster, print_json
 from provisioner.cli.run import DeadlineOption, aside, converge, open_session, print_plan, refuse_interrupted_replacement, report
-from provisioner.config import Cluster
 from provisioner.errors import ExitCode
 from provisioner.workspace import Workspace
 
-OnlyOption = Annotated[str | None, typer.Option("--only", metavar="PHASE", help="Run this phase alone.")]
-FromOption = Annotated[str | None, typer.Option("--from", metavar="PHASE", help="Begin with this phase.")]
+if TYPE_CHECKING:
+    from provisioner.config import Cluster
+
+OnlyOption = Annotated[
+    str | None, typer.Option("--only", metavar="PHASE", autocompletion=complete.phases, help="Run this phase alone.")
+]
+FromOption = Annotated[
+    str | None, typer.Option("--from", metavar="PHASE", autocompletion=complete.phases, help="Begin with this phase.")
+]
 
 
 def plan(
@@ -85,13 +91,17 @@ def apply_cluster(
 
 def up(
     name: Annotated[str, typer.Option("--name", help="Name of the lab and of its cluster.")] = "lab",
-    control_planes: Annotated[int, typer.Option("--control-planes", min=1)] = 1,
-    workers: Annotated[int, typer.Option("--workers", min=0)] = 2,
+    control_planes: Annotated[
+        int, typer.Option("--control-planes", min=1, help="Machines with an apiserver and an etcd member.")
+    ] = 1,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Machines for pods; 0: the control planes take them.")] = 2,
 ) -> None:
     """Lab machines, a cluster on them, and the proof that it works, in one go."""
     from provisioner import lab  # noqa: PLC0415
+    from provisioner.cli.lab import telling  # noqa: PLC0415
 
-    path = lab.up(name, control_planes=control_planes, workers=workers, progress=lambda text: console.print(escape(str(text))))
+    with telling(f"lab {name}") as tell:
+        path = lab.up(name, control_planes=control_planes, workers=workers, progress=tell)
     loaded, workspace = open_cluster(path)
     apply_cluster(loaded, workspace, yes=True)
     console.print(f"try: KUBECONFIG={workspace.kubeconfig} kubectl get nodes   (remove it all: provisioner lab down --name {name})")

@@ -6,20 +6,29 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from provisioner.config import Cluster, Node
 from provisioner.errors import BadInput, Interrupted
 from provisioner.problems import did_you_mean
+from provisioner.terminal import StreamConsole
 from provisioner.workspace import Workspace, write_atomic
 
+if TYPE_CHECKING:
+    from provisioner.config import Cluster, Node
+
 # Progress, warnings and errors go to stderr; what a script may want to read goes to stdout.
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-output = Console(highlight=False, soft_wrap=True)
+console = StreamConsole("stderr")
+output = StreamConsole("stdout")
+
+
+def _paths(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    from provisioner.cli.complete import clusters  # noqa: PLC0415 - which needs this module
+
+    return clusters(ctx, incomplete)
+
 
 ClusterOption = Annotated[
     Path | None,
@@ -27,6 +36,7 @@ ClusterOption = Annotated[
         "--cluster",
         "-c",
         metavar="DIR|FILE",
+        autocompletion=_paths,
         help="cluster.yaml, or a directory with one; default: ./cluster.yaml, else the only ./workspace/*/cluster.yaml.",
         show_default=False,
     ),
@@ -137,4 +147,4 @@ def confirm(question: str, *, otherwise: str = "`--yes` goes ahead without askin
     if not sys.stdin.isatty():
         raise BadInput("nobody to ask; nothing was changed", hint=otherwise)
     if not typer.confirm(question, err=True):
-        raise Interrupted("not confirmed; nothing was changed")
+        raise Interrupted("not confirmed; nothing was changed", hint="the same command again asks again")

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from provisioner import init as templates
-from provisioner import schema as schemas
+from provisioner.choices import Preset
 from provisioner.cli.common import ClusterOption, JsonOption, console, find_cluster_file, output, print_json
-from provisioner.config import Cluster
 from provisioner.errors import BadInput, ExitCode
-from provisioner.load import Loaded, lines, read, refusal
+
+if TYPE_CHECKING:
+    from provisioner.config import Cluster
+    from provisioner.load import Loaded
 
 
 def init(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write it.", show_default=False)] = Path(),
     *,
-    preset: Annotated[
-        templates.Preset, typer.Option(help="One machine with all roles, or three control planes and two workers.")
-    ] = "single",
+    preset: Annotated[Preset, typer.Option(help="One machine with all roles, or three control planes and two workers.")] = "single",
     force: Annotated[bool, typer.Option("--force", help="Overwrite a cluster.yaml that is there.")] = False,
 ) -> None:
     """Write a commented cluster.yaml."""
+    from provisioner import init as templates  # noqa: PLC0415 - keeps `--help` and completion quick
+
     target, beside = templates.write(directory, preset, force=force)
     console.print(f"wrote {escape(str(target))} and, for editors, {escape(beside.name)}")
     console.print(f"next: put your machines under `nodes`, then `provisioner validate --cluster {escape(str(target))}`")
@@ -32,6 +33,8 @@ def init(
 
 def validate(*, cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
     """Check cluster.yaml and name every problem with its line."""
+    from provisioner.load import lines, refusal  # noqa: PLC0415 - keeps `--help` and completion quick
+
     loaded = _read(cluster, as_json=as_json)
     if as_json:
         print_json(_document(loaded))
@@ -50,6 +53,8 @@ def schema(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference page instead.")] = False,
 ) -> None:
     """Print the JSON Schema of cluster.yaml, for editors."""
+    from provisioner import schema as schemas  # noqa: PLC0415 - keeps `--help` and completion quick
+
     if markdown:
         typer.echo(schemas.reference(), nl=False)
     else:
@@ -58,6 +63,8 @@ def schema(
 
 def _read(cluster: Path | None, *, as_json: bool) -> Loaded:
     """Read the file. With --json, a file that cannot be read at all is a document with one problem too."""
+    from provisioner.load import read  # noqa: PLC0415 - keeps `--help` and completion quick
+
     try:
         return read(find_cluster_file(cluster))
     except BadInput as error:

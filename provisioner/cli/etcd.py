@@ -13,9 +13,9 @@ import typer
 
 from provisioner.cli import backup
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, confirm, console, open_cluster, output, print_json
-from provisioner.config import Cluster
 
 if TYPE_CHECKING:
+    from provisioner.config import Cluster
     from provisioner.etcd_api import EtcdApi
 
 app = typer.Typer(help="Back etcd up and restore it; defragment it, cure it when it is full.", no_args_is_help=True)
@@ -33,10 +33,12 @@ def defrag(cluster: ClusterOption = None, yes: YesOption = False, as_json: JsonO
     A member answers nobody while it is defragmented; its apiserver leaves the proxies for that time. Refused when a
     member is down.
     """
-    from provisioner.lifecycle import etcd  # noqa: PLC0415 - keeps `--help` quick
+    from provisioner.display import waiting  # noqa: PLC0415 - keeps `--help` quick
+    from provisioner.lifecycle import etcd  # noqa: PLC0415
 
     with _members(cluster, "etcd defrag") as (loaded, apis):
-        known = etcd.require_whole(apis)
+        with waiting(console, "asking every member"):
+            known = etcd.require_whole(apis)
         if not yes:
             sizes = ", ".join(
                 f"{name} ({status.db_size / MIB:.0f} MiB, {status.db_size_in_use / MIB:.0f} in use)"
@@ -46,7 +48,8 @@ def defrag(cluster: ClusterOption = None, yes: YesOption = False, as_json: JsonO
             if len(known) == 1:
                 console.print("it is the only member: the cluster takes no writes meanwhile", markup=False)
             confirm("Defragment?")
-        done = etcd.defragment(apis, _say)
+        with waiting(console, "defragmenting"):
+            done = etcd.defragment(apis, _say)
     if as_json:
         print_json({"cluster": loaded.name, "members": etcd.rows(done)})
         return
@@ -61,10 +64,12 @@ def cure(cluster: ClusterOption = None, yes: YesOption = False, as_json: JsonOpt
     Forgets the history of all keys (what they are now stays), defragments one member after another, the leader last,
     and lowers the alarm when there is room again. With no alarm there is nothing to do. The alarm CORRUPT is refused.
     """
-    from provisioner.lifecycle import etcd  # noqa: PLC0415 - keeps `--help` quick
+    from provisioner.display import waiting  # noqa: PLC0415 - keeps `--help` quick
+    from provisioner.lifecycle import etcd  # noqa: PLC0415
 
     with _members(cluster, "etcd cure") as (loaded, apis):
-        known = etcd.statuses(apis)
+        with waiting(console, "asking every member"):
+            known = etcd.statuses(apis)
         alarms = etcd.raised(known)
         etcd.refuse_corrupt(alarms, known)
         if any(alarm.alarm == etcd.NOSPACE for _, alarm in alarms) and not yes:
@@ -76,7 +81,8 @@ def cure(cluster: ClusterOption = None, yes: YesOption = False, as_json: JsonOpt
                 markup=False,
             )
             confirm("Cure it?")
-        done = etcd.cure(apis, loaded.etcd.quota_backend_bytes, _say)
+        with waiting(console, "curing etcd"):
+            done = etcd.cure(apis, loaded.etcd.quota_backend_bytes, _say)
     if as_json:
         print_json({"cluster": loaded.name, **done.to_json()})
     elif done.alarms:

@@ -56,13 +56,17 @@ def kubeconfig(  # noqa: PLR0917 - typer calls it by names
         _show(_unmerge(opened, workspace, file, name=name, seconds=deadline), as_json=as_json, verb="unmerged")
     else:
         if file or name or as_json or not switch:
-            raise BadInput("--kubeconfig, --name, --no-switch and --json go with --merge or --unmerge")
+            raise BadInput(
+                "--kubeconfig, --name, --no-switch and --json go with --merge or --unmerge",
+                hint="add one of them, or leave these out",
+            )
         output.out(_own(opened, workspace), end="")
 
 
 def _own(cluster: Cluster, workspace: Workspace) -> str:
     """The workspace's kubeconfig, led to a control plane that answers."""
     from provisioner import endpoint, pki, topology  # noqa: PLC0415 - keeps `--help` quick
+    from provisioner.display import waiting  # noqa: PLC0415
     from provisioner.kubeconfig import server_of  # noqa: PLC0415
     from provisioner.session import write_kubeconfigs  # noqa: PLC0415
 
@@ -72,7 +76,8 @@ def _own(cluster: Cluster, workspace: Workspace) -> str:
     now, urls = server_of(path.read_bytes()), tuple(topology.api_urls(cluster).values())
     keys = pki.read(workspace.pki, now=dt.datetime.now(dt.UTC)) if len(urls) > 1 else None
     if keys:
-        open_one = endpoint.answering(sorted(urls, key=lambda url: url != now), keys.trust(pki.CaName.CLUSTER))
+        with waiting(console, "looking for a control plane that answers"):
+            open_one = endpoint.answering(sorted(urls, key=lambda url: url != now), keys.trust(pki.CaName.CLUSTER))
         if not open_one:
             console.print("[yellow]warning:[/] no control plane answers from here; `provisioner status` looks at them through SSH")
         elif open_one != now:

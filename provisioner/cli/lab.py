@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from provisioner import lab
+from provisioner.cli import complete
 from provisioner.cli.common import JsonOption, YesOption, console, output, print_json
 from provisioner.errors import BadInput, LabError
+from provisioner.terminal import wide
 
 app = typer.Typer(help="Local machines (systemd-nspawn, Debian 12) to build clusters on.", no_args_is_help=True)
 
 NameOption = Annotated[
-    str | None, typer.Option("--name", "-n", help="The lab; default: the only one there is.", show_default=False)
+    str | None,
+    typer.Option("--name", "-n", autocompletion=complete.labs, help="The lab; default: the only one there is.", show_default=False),
 ]
+
+
+@contextmanager
+def telling(text: str) -> Iterator[Callable[[object], None]]:
+    """What happens, a line each; and while the last of it goes on, for how long."""
+    from provisioner.display import waiting  # noqa: PLC0415 - keeps `--help` quick
+
+    with waiting(console, text) as say:
+
+        def tell(line: object) -> None:
+            console.print(str(line), markup=False)
+            say(str(line))
+
+        yield tell
 
 
 def _only(name: str | None) -> str:
     """The lab that is meant when none is named."""
+    from provisioner import lab  # noqa: PLC0415 - keeps `--help` and completion quick
+
     if name is not None:
         return name
     names = lab.names()
@@ -42,7 +62,10 @@ def up(
     spares: Annotated[int, typer.Option("--spares", help="Machines beside the cluster, to be added to it later.")] = 0,
 ) -> None:
     """Boot machines and write ./workspace/NAME/cluster.yaml for them. Run again, it boots what is stopped."""
-    path = lab.up(name, control_planes, workers, etcd_only, stacked=stacked, spares=spares, progress=console.print)
+    from provisioner import lab  # noqa: PLC0415 - keeps `--help` and completion quick
+
+    with telling(f"lab {name}") as tell:
+        path = lab.up(name, control_planes, workers, etcd_only, stacked=stacked, spares=spares, progress=tell)
     output.print(os.path.relpath(path))
 
 
@@ -54,8 +77,10 @@ def down(
     yes: YesOption = False,
 ) -> None:
     """Destroy machines, their disks and their network. Also clears what a crash left; harmless when there is nothing."""
+    from provisioner import lab  # noqa: PLC0415 - keeps `--help` and completion quick
+
     if everything and name is not None:
-        raise BadInput("--all and --name exclude each other")
+        raise BadInput("--all and --name exclude each other", hint="leave one of them out")
     names = lab.names() if everything or name is None else (name,)
     if not everything and name is None and len(names) > 1:
         _only(None)
@@ -66,7 +91,8 @@ def down(
             console.print(f"  and {lab.doomed(one)}")
     if found and not yes:
         typer.confirm("Destroy?", abort=True, err=True)
-    gone = [one for one in names if lab.down(one, keep_workspace=keep_workspace, progress=console.print)]
+    with telling("taking down") as tell:
+        gone = [one for one in names if lab.down(one, keep_workspace=keep_workspace, progress=tell)]
     if not gone:
         console.print(f"no lab {name}" if name else "no lab")
 
@@ -74,6 +100,8 @@ def down(
 @app.command()
 def status(name: NameOption = None, as_json: JsonOption = False) -> None:
     """What every machine does: running, SSH, memory. Without --name: of every lab."""
+    from provisioner import lab  # noqa: PLC0415 - keeps `--help` and completion quick
+
     found = [lab.status(one) for one in ((name,) if name else lab.names())]
     if as_json:
         print_json({"labs": [one.to_json() for one in found]})
@@ -86,17 +114,19 @@ def status(name: NameOption = None, as_json: JsonOption = False) -> None:
             memory = "" if machine.memory is None else f"{machine.memory / 2**20:.0f} MiB"
             ssh = "answers" if machine.ssh else "link cut" if machine.running and not machine.link else "-"
             table.add_row(machine.name, ",".join(machine.roles) or "spare", machine.address, machine.state, ssh, memory)
-        output.print(table)
+        wide().print(table)
 
 
 # what follows the machine's name is the command's own, options included
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def ssh(
-    machine: Annotated[str, typer.Argument(help="The machine, e.g. cp-1.")],
+    machine: Annotated[str, typer.Argument(autocompletion=complete.lab_machines, help="The machine, e.g. cp-1.")],
     command: Annotated[list[str] | None, typer.Argument(help="What to run; default: a login shell.")] = None,
     name: NameOption = None,
 ) -> None:
     """Log in to a machine with OpenSSH, the lab's key and its known host keys."""
+    from provisioner import lab  # noqa: PLC0415 - keeps `--help` and completion quick
+
     argv = lab.ssh_command(_only(name), machine, command or ())
     try:
         os.execvp(argv[0], argv)  # noqa: S606

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from provisioner.cli import complete
 from provisioner.cli.common import ClusterOption, JsonOption, console, find_node, open_cluster, print_json
 from provisioner.errors import ExitCode, ProvisionerError
 
@@ -32,11 +33,15 @@ class Form(StrEnum):
 
 
 def logs(  # noqa: PLR0917 - typer calls it by names
-    node: Annotated[str, typer.Argument(metavar="NODE", help="Name of the node in cluster.yaml.", show_default=False)],
+    node: Annotated[
+        str,
+        typer.Argument(metavar="NODE", autocompletion=complete.nodes, help="Name of the node in cluster.yaml.", show_default=False),
+    ],
     component: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[COMPONENT...]",
+            autocompletion=complete.components,
             help="e.g. etcd, kubelet; default: all that the node carries.",
             show_default=False,
         ),
@@ -92,10 +97,11 @@ def logs(  # noqa: PLR0917 - typer calls it by names
 
 
 def _read(cluster: Cluster, workspace: Workspace, node: Node, question: Question, seconds: float) -> Sequence[Entry]:
+    from provisioner.display import waiting  # noqa: PLC0415
     from provisioner.journal_reader import ordered, parse, refusal  # noqa: PLC0415
     from provisioner.ssh import Connections  # noqa: PLC0415
 
-    with Connections(cluster, workspace) as connections:
+    with Connections(cluster, workspace) as connections, waiting(console, f"reading {node.name}'s journal"):
         done = connections.run(node, question.command(), timeout=seconds)
     # with --grep, 1 without a word means that nothing matched
     if done.code != 0 and not (question.grep and done.code == 1 and not done.complaint):

@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from provisioner.cli.common import ClusterOption, JsonOption, console, find_node, open_cluster, output, print_json
-from provisioner.config import Cluster, Node
+from provisioner.cli import complete
+from provisioner.cli.common import ClusterOption, JsonOption, console, find_node, open_cluster, print_json
 from provisioner.errors import ExitCode, ProvisionerError
+from provisioner.terminal import wide
+from provisioner.words import count
 
 if TYPE_CHECKING:
+    from provisioner.config import Cluster, Node
     from provisioner.facts import HostFacts
     from provisioner.preflight import Problem
     from provisioner.workspace import Workspace
@@ -27,11 +29,13 @@ def preflight(cluster: ClusterOption = None, as_json: JsonOption = False) -> Non
     """Look at every machine, name every problem with its remedy, change nothing. Exit 4: a machine is unfit."""
     from provisioner import preflight as checks  # noqa: PLC0415 - keeps `--help` and completion quick
     from provisioner import registry  # noqa: PLC0415
+    from provisioner.display import waiting  # noqa: PLC0415
     from provisioner.facts import gather  # noqa: PLC0415
     from provisioner.ssh import Connections  # noqa: PLC0415
 
     loaded, workspace = open_cluster(cluster)
-    with Connections(loaded, workspace) as connections:
+    asked = f"looking at {count(len(loaded.nodes), 'machine')}"
+    with Connections(loaded, workspace) as connections, waiting(console, asked):
         facts, unreachable = gather(loaded, connections)
     known = registry.read(workspace)
     problems = checks.check(loaded, facts, unreachable, cluster_id=checks.cluster_id_of(workspace), known=known)
@@ -70,8 +74,7 @@ def print_problems(
             remedy = problem.remedy if problem.severity != "info" else ""
             text = escape(problem.message) + (f"\n[dim]{escape(remedy)}[/]" if remedy else "")
             table.add_row(f"  [{STYLES[problem.severity]}]{problem.severity}[/]", text)
-    # a pipe has no width of its own: lines long enough for grep
-    (output if output.is_terminal else Console(width=180, highlight=False)).print(table)
+    wide().print(table)
     counts = {severity: sum(problem.severity == severity for problem in problems) for severity in ("error", "warning")}
     console.print(
         f"{len(facts)} of {len(cluster.nodes)} machines answered: {counts['error']} errors, {counts['warning']} warnings; "
@@ -90,7 +93,10 @@ def _about(facts: HostFacts) -> str:
 
 
 def ssh(
-    node: Annotated[str, typer.Argument(metavar="NODE", help="Name of the node in cluster.yaml.", show_default=False)],
+    node: Annotated[
+        str,
+        typer.Argument(metavar="NODE", autocompletion=complete.nodes, help="Name of the node in cluster.yaml.", show_default=False),
+    ],
     command: Annotated[
         list[str] | None,
         typer.Argument(
@@ -116,6 +122,7 @@ def ssh_words(cluster: Cluster, workspace: Workspace, node: Node) -> list[str]:
     Raises:
         SshError: its host key is not on record yet, and the machine cannot be reached to record it.
     """
+    from provisioner.display import waiting  # noqa: PLC0415
     from provisioner.ssh import Connections, openssh_args  # noqa: PLC0415
     from provisioner.ssh.known_hosts import KnownHosts  # noqa: PLC0415
     from provisioner.ssh.target import bastion_of, target_of  # noqa: PLC0415
@@ -124,6 +131,6 @@ def ssh_words(cluster: Cluster, workspace: Workspace, node: Node) -> list[str]:
     targets = [target_of(cluster, workspace, node), bastion_of(cluster, workspace)]
     if not all(known.keys_of(target.host, target.port) for target in targets if target):
         # ssh(1) is told to refuse keys that are not on record: look at the machine once in our own way, which records its key
-        with Connections(cluster, workspace) as connections:
+        with Connections(cluster, workspace) as connections, waiting(console, f"connecting to {node.name}"):
             connections.connect(node)
     return ["ssh", *openssh_args(cluster, workspace, node), node.address]

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from provisioner.choices import Role
+from provisioner.cli import complete
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, console, open_cluster, rewrite
 from provisioner.cli.run import DeadlineOption, converge, open_session, report
-from provisioner.config import Cluster, Node, Role
 from provisioner.errors import BadInput, ProvisionerError
 from provisioner.leaver import DRAIN_SECONDS, Removal
 from provisioner.workspace import Workspace, write_atomic
 
 if TYPE_CHECKING:
+    from provisioner.config import Cluster, Node
     from provisioner.lifecycle.nodes import Edited
 
 
@@ -69,7 +71,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the node in cluster.yaml.", show_default=False)]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", autocompletion=complete.nodes, help="Name of the node in cluster.yaml.", show_default=False)
+]
 AddressOption = Annotated[
     str | None, typer.Option("--address", help="Where its SSH answers: an IP address or a DNS name.", show_default=False)
 ]
@@ -152,7 +156,9 @@ def add(  # noqa: PLR0917 - options, each given by name on the command line
 
 @app.command()
 def remove(  # noqa: PLR0917
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of the nodes.", show_default=False)],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", autocompletion=complete.nodes, help="Names of the nodes.", show_default=False)
+    ],
     cluster: ClusterOption = None,
     unreachable: UnreachableOption = False,
     drain_timeout: DrainOption = DRAIN_SECONDS,

@@ -47,18 +47,18 @@ def reference(application: typer.Typer = app) -> str:
     root = get_command(application)
     assert isinstance(root, TyperGroup)  # noqa: S101 - an application of several commands is one
     return (
-        f"{_HEAD}{exit_codes()}\n\n" + "\n\n".join(_command(path, command) for path, command in _leaves(root, "provisioner")) + "\n"
+        f"{_HEAD}{exit_codes()}\n\n" + "\n\n".join(_command(path, command) for path, command in leaves(root, "provisioner")) + "\n"
     )
 
 
-def _leaves(group: TyperGroup, path: str) -> Iterator[tuple[str, TyperCommand]]:
+def leaves(command: TyperGroup | TyperCommand, path: str) -> Iterator[tuple[str, TyperCommand]]:
     """(path, command) of every command that does something, in the order of --help."""
-    for name, command in group.commands.items():
-        if isinstance(command, TyperGroup):
-            yield from _leaves(command, f"{path} {name}")
-        else:
-            assert isinstance(command, TyperCommand)  # noqa: S101 - typer makes no others
-            yield f"{path} {name}", command
+    if isinstance(command, TyperGroup):
+        for name, inner in command.commands.items():
+            assert isinstance(inner, TyperGroup | TyperCommand)  # noqa: S101 - typer makes no others
+            yield from leaves(inner, f"{path} {name}")
+    else:
+        yield path, command
 
 
 def _command(path: str, command: TyperCommand) -> str:

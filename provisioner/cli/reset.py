@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from provisioner.cli import complete
 from provisioner.cli.common import ClusterOption, JsonOption, YesOption, confirm, console, open_cluster, output, print_json
-from provisioner.config import Cluster, Node
 from provisioner.errors import BadInput, ExitCode, ProvisionerError
 
 if TYPE_CHECKING:
+    from provisioner.config import Cluster, Node
     from provisioner.lifecycle.reset import ResetResult, Survey
     from provisioner.session import Session
 
@@ -19,7 +20,10 @@ PHASES = (("look", "Look at the machines"), ("reset", "Take the cluster off the 
 
 
 def reset(  # noqa: PLR0917 - typer reads the options from the signature
-    nodes: Annotated[list[str] | None, typer.Argument(metavar="NODE", help="Machines; default: all of cluster.yaml.")] = None,
+    nodes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NODE", autocompletion=complete.nodes, help="Machines; default: all of cluster.yaml."),
+    ] = None,
     cluster: ClusterOption = None,
     yes: YesOption = False,
     as_json: JsonOption = False,

@@ -14,11 +14,11 @@ from provisioner.cli.common import ClusterOption, JsonOption, YesOption, confirm
 from provisioner.cli.run import (
     DeadlineOption,
     converge,
-    count,
     open_session,
     refuse_interrupted_replacement,
     refuse_interrupted_restore,
 )
+from provisioner.words import count
 
 if TYPE_CHECKING:
     from provisioner.certs.rotate import Done

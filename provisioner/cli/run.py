@@ -19,14 +19,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from provisioner.cli.common import console, output, print_json
-from provisioner.config import Cluster
 from provisioner.errors import STOPPED, ApplyError, BadInput, Interrupted, ProvisionerError
 from provisioner.plan import CLUSTER, Change, Plan
+from provisioner.words import count
 from provisioner.workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from provisioner.config import Cluster
     from provisioner.phases import Phase
     from provisioner.session import Session
 
@@ -294,8 +295,3 @@ def _print_change(change: Change, *, diff: bool, to: Console) -> None:
         for line in change.diff.splitlines():
             style = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "dim")
             to.print(f"    [{style}]{escape(line)}[/]")
-
-
-def count(number: int, word: str) -> str:
-    """``1 change``, ``2 changes``."""
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from provisioner.cli.common import ClusterOption, JsonOption, open_cluster, output, print_json
+from provisioner.cli.common import ClusterOption, JsonOption, console, open_cluster, print_json
 from provisioner.errors import ExitCode
+from provisioner.terminal import wide
 from provisioner.words import ago
 
 if TYPE_CHECKING:
@@ -25,18 +26,18 @@ def status(cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
     can be reached.
     """
     from provisioner import pki  # noqa: PLC0415 - keeps `--help` and completion quick
+    from provisioner.display import waiting  # noqa: PLC0415
     from provisioner.ssh import Connections  # noqa: PLC0415
     from provisioner.status import CONNECT_SECONDS, look  # noqa: PLC0415
 
     loaded, workspace = open_cluster(cluster)
     keys = pki.read(workspace.pki, now=dt.datetime.now(dt.UTC))
-    with Connections(loaded, workspace, seconds=CONNECT_SECONDS) as connections:
+    with Connections(loaded, workspace, seconds=CONNECT_SECONDS) as connections, waiting(console, f"looking at {loaded.name}"):
         found = look(loaded, workspace, connections, keys)
     if as_json:
         print_json(found.to_json())
     else:
-        # a pipe has no width of its own: lines long enough for grep
-        show(found, output if output.is_terminal else Console(width=160, highlight=False))
+        show(found, wide(160))
     raise typer.Exit(ExitCode.OK if found.reached else ExitCode.FAILURE)
 
 

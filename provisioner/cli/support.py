@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from provisioner.cli import complete
 from provisioner.cli.common import ClusterOption, JsonOption, console, find_node, open_cluster, print_json
 from provisioner.errors import BadInput, ProvisionerError
+from provisioner.words import count
 
 # In every bundle: without anything else it tells nothing.
 ALWAYS = {"cluster.yaml", "manifest.json"}
@@ -26,7 +28,14 @@ def support_bundle(  # noqa: PLR0917 - typer calls it by names
     ] = None,
     since: Annotated[str, typer.Option("--since", metavar="TIME", help="Journals from then on.")] = "24h",
     node: Annotated[
-        list[str] | None, typer.Option("--node", metavar="NAME", help="Only this machine; may be given again.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--node",
+            metavar="NAME",
+            autocompletion=complete.nodes,
+            help="Only this machine; may be given again.",
+            show_default=False,
+        ),
     ] = None,
     deadline: Annotated[float, typer.Option("--deadline", metavar="SECONDS", min=5, help="For everything.")] = 180,
     as_json: JsonOption = False,
@@ -40,10 +49,12 @@ def support_bundle(  # noqa: PLR0917 - typer calls it by names
     top = f"{loaded.name}-support-{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}"
     path = target or Path(f"{top}.tar.gz")
     _refuse_existing(path)
+    from provisioner.display import waiting  # noqa: PLC0415
     from provisioner.support import Options, of_workspace, place  # noqa: PLC0415 - two seconds, after what is refused at once
     from provisioner.support.collect import collect  # noqa: PLC0415
 
-    found = collect(loaded, workspace, Options(nodes, since, deadline))
+    with waiting(console, f"collecting from {count(len(nodes), 'machine')}"):
+        found = collect(loaded, workspace, Options(nodes, since, deadline))
     for item in found.missing:
         console.print(f"[yellow]missing:[/] {escape(item.what)}: {escape(item.why)}")
     if not set(found.files) - ALWAYS:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from provisioner.cli import complete
 from provisioner.cli.backup_keys import PassphraseOption, PlainOption, RecipientOption, key_of, require_built
 from provisioner.cli.common import (
     ClusterOption,
@@ -31,12 +32,12 @@ from provisioner.cli.run import (
     refuse_interrupted_replacement,
     refuse_interrupted_restore,
 )
-from provisioner.config import Cluster
 from provisioner.errors import BadInput, ExitCode
 from provisioner.workspace import Workspace
 
 if TYPE_CHECKING:
     from provisioner.backup.seal import Key
+    from provisioner.config import Cluster
     from provisioner.session import Session
     from provisioner.upgrade import Course
 
@@ -58,6 +59,7 @@ def upgrade(  # noqa: PLR0917 - typer reads the options from the signature
         typer.Option(
             "--to",
             metavar="VERSION",
+            autocompletion=complete.versions,
             help="Kubernetes version, written into cluster.yaml once the answer is yes. Default: what cluster.yaml says.",
             show_default=False,
         ),

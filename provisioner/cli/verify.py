@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
+from provisioner.choices import Level
+from provisioner.cli import complete
 from provisioner.cli.common import ClusterOption, JsonOption, console, open_cluster, output, print_json
 from provisioner.errors import BadInput, ExitCode
 from provisioner.report import MARKS
-from provisioner.verify.model import Level
+from provisioner.terminal import is_live, is_tty
 
 if TYPE_CHECKING:
     from provisioner.verify import Event
@@ -26,7 +28,12 @@ def verify(
     level: Annotated[Level, typer.Option("--level", help="smoke: about ten seconds; full: everything.")] = Level.SMOKE,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="ID[,ID]", help="Only these checks and what they build on; may be repeated."),
+        typer.Option(
+            "--only",
+            metavar="ID[,ID]",
+            autocompletion=complete.checks,
+            help="Only these checks and what they build on; may be repeated.",
+        ),
     ] = None,
     json: JsonOption = False,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Also write JUnit XML.")] = None,
@@ -68,7 +75,7 @@ def verify(
         if not report.passed:
             raise typer.Exit(int(ExitCode.VERIFY_FAILED))
         return
-    if output.is_terminal:
+    if is_tty(sys.stdout):
         output.print(report.to_table(), soft_wrap=False)
         output.print(report.summary(), style="bold green" if report.passed else "bold red", markup=False)
     else:
@@ -90,12 +97,14 @@ def _progress(total: int) -> Iterator[Callable[[Event], None]]:
             running.pop(event.check.id, None)
             done.append(event.check.id)
 
-    if console.is_terminal:
-        with console.status("verify") as status:
+    if is_live():
+        from provisioner.display import waiting  # noqa: PLC0415 - keeps `--help` quick
+
+        with waiting(console, "verify") as say:
 
             def show(event: Event) -> None:
                 note(event)
-                status.update(f"verify: {len(done)} of {total}; now: {escape(', '.join(running) or 'the last ones')}")
+                say(f"verify: {len(done)} of {total}; now: {', '.join(running) or 'the last ones'};")
 
             yield show
         return

@@ -54,7 +54,10 @@ def export(  # noqa: PLR0917 - typer reads the options from the signature
         loaded, workspace, "workspace export", deadline=deadline, again="`provisioner workspace export` again"
     ) as session:
         known = replace(session, pki=pki.read(workspace.pki, now=dt.datetime.now(dt.UTC)))
+        session.display.plan([("export", "Write the file")])
+        session.display.start("export")
         made = snapshot.export(known, key=key, target=target.absolute())
+        session.display.finish("export")
     if as_json:
         print_json({"cluster": loaded.name, "file": str(made.path), "bytes": made.bytes, "encrypted": made.sealed})
     else:
@@ -84,6 +87,7 @@ def import_(  # noqa: PLR0917 - typer reads the options from the signature
     """
     from provisioner import leftovers  # noqa: PLC0415 - keeps `--help` quick
     from provisioner.backup import archive, seal  # noqa: PLC0415
+    from provisioner.display import waiting  # noqa: PLC0415
 
     secret = secret_of(file, identity or [], passphrase_file)
     parent = into / "workspace"
@@ -91,6 +95,7 @@ def import_(  # noqa: PLR0917 - typer reads the options from the signature
     leftovers.sweep_private(parent, _PRIVATE)
     with (
         limited(deadline, "`provisioner workspace import` again"),
+        waiting(console, f"opening {file}"),
         seal.opened(file, secret, parent=parent, prefix=_PRIVATE, ca=None) as (opened, directory),
     ):
         _refuse_other_ca(opened, ca_fingerprint, file)

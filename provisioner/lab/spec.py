@@ -57,7 +57,10 @@ class Shape:
             BadInput: with the reason.
         """
         if self.control_planes < 1 or min(self.workers, self.etcd_only, self.spares) < 0:
-            raise BadInput(f"a lab of {self}: at least one control plane, and no negative numbers")
+            raise BadInput(
+                f"a lab of {self}: at least one control plane, and no negative numbers",
+                hint="e.g. `--control-planes 1 --workers 2`",
+            )
         members = self.etcd_only + (self.control_planes if self.stacked else 0)
         if members == 0:
             raise BadInput(
@@ -71,7 +74,10 @@ class Shape:
             )
         total = self.control_planes + self.workers + self.etcd_only + self.spares
         if total > MAX_MACHINES:
-            raise BadInput(f"{total} machines: a lab has at most {MAX_MACHINES}, which is what its /24 network holds")
+            raise BadInput(
+                f"{total} machines: a lab has at most {MAX_MACHINES}, which is what its /24 network holds",
+                hint="ask for fewer machines",
+            )
 
     def machines(self, network: IPv4Network) -> tuple[Machine, ...]:
         """The machines in cluster.yaml's order, with their addresses."""

@@ -139,7 +139,9 @@ def save(lab: Lab, *, cluster_sha256: str | None = None) -> Lab:
 def forget(lab: Lab) -> None:
     """Delete the lab's files, the state last: a `down` that is cut short can be repeated."""
     if lab.home.parent != root() or lab.home.name != lab.name:
-        raise BadInput(f"{lab.home}: not below {root()}, left alone")
+        raise BadInput(
+            f"{lab.home}: not below {root()}, left alone", hint="set PROVISIONER_LAB_DIR to what it was when the lab was made"
+        )
     if not lab.home.exists():
         return
     for path in lab.home.iterdir():

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
+from provisioner.choices import Level as Level  # noqa: PLC0414 - its home for everybody else is here
 from provisioner.config import Cluster
 from provisioner.errors import ProvisionerError, WaitTimeout
 from provisioner.wait import NotYet, wait_until
@@ -24,17 +24,6 @@ R = TypeVar("R")
 
 # Enough to keep every core of the controller busy; most of the time these threads wait for a network.
 WORKERS = 32
-
-
-class Level(StrEnum):
-    """How much is tried. ``full`` includes ``smoke``."""
-
-    SMOKE = "smoke"
-    FULL = "full"
-
-    def includes(self, other: Level) -> bool:
-        """Whether a run of this level runs a check of the other."""
-        return self is Level.FULL or other is Level.SMOKE
 
 
 class CheckFailed(Exception):  # noqa: N818 - the check's own word, not an error of the program

@@ -62,6 +62,8 @@ def verify(
         report = run(opened, workspace, connections, keys, level=level, only=names, seconds=timeout, on_event=on_event)
     if junit is not None:
         junit.write_bytes(report.to_junit())
+    if not names:
+        report.save(workspace.proof)
     workspace.record("verify", level=report.level, passed=report.passed, seconds=round(report.seconds, 2))
     if json:
         print_json(report.to_json())

@@ -56,9 +56,9 @@ class Watch:
         """The screen as it is now: what is wrong and what has changed comes first, for a small window shows no more."""
         if self.last is None:
             return Group(Text("the first look …", style="dim"))
+        age = time.monotonic() - self.seen
         head = Text(
-            f"{self.last.cluster}: look {self.looks}, {time.monotonic() - self.seen:.0f} s ago, one every {interval:g} s; Ctrl-C ends",
-            style="dim",
+            f"{self.last.cluster}: look {self.looks}, {age:.0f} s ago; {interval:g} s between two; Ctrl-C ends", style="dim"
         )
         new = {id(turn) for turn in self.turns}
         told = [

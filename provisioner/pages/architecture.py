@@ -18,8 +18,8 @@ GAP = 16.0
 PLANES_IN_A_ROW = 4
 WORKERS_IN_A_ROW = 5
 TILES_IN_A_ROW = 10
-PLANE_HEIGHT = 148.0
-WORKER_HEIGHT = 80.0
+PLANE_HEIGHT = 170.0
+WORKER_HEIGHT = 100.0
 TILE_HEIGHT = 46.0
 BUS = 30.0
 WAY = 26.0
@@ -127,9 +127,11 @@ def _proxy(page: Page, node: Node) -> tuple[Tone, str]:
         return Tone.UNKNOWN, "proxy: not known"
     if found.error:
         return Tone.BAD, "proxy: no answer"
-    up = sum(backend.up for backend in found.backends)
-    tone = Tone.OK if up == len(page.cluster.control_planes) else Tone.WARN if up else Tone.BAD
-    return tone, f"proxy {up}/{len(page.cluster.control_planes)}"
+    up = {backend.name for backend in found.backends if backend.up}
+    ready = {server.node for server in page.status.apiservers if server.ready}
+    # one that a dead API server is taken out of does what it is there for
+    tone = Tone.BAD if not up else Tone.OK if ready <= up else Tone.WARN
+    return tone, f"proxy {len(up)}/{len(page.cluster.control_planes)}"
 
 
 def architecture(page: Page) -> Picture:
@@ -234,13 +236,13 @@ def _plane(one: Facts, x: float, y: float, width: float) -> Iterator[Shape]:
     yield Words(x + 36, y + 26, short(one.node.name, letters), "name big")
     yield Words(x + 36, y + 42, short(one.address, int((width - 44) / 6.4)), "soft")
     yield Path(f"M{x + 12:g} {y + 53:g}H{x + width - 12:g}", "rule")
-    node = ", ".join(part for part in (one.kubelet[1], one.pods[1], one.proxy[1]) if part)
-    node_tone = worst(one.kubelet[0], one.pods[0], one.proxy[0])
+    node = (worst(one.kubelet[0], one.pods[0]), ", ".join(part for part in (one.kubelet[1], one.pods[1]) if part))
     lines = [
         one.apiserver,
         one.member,
-        ((Tone.OK, f"leads {one.leads}") if one.leads else None) if one.apiserver else None,
-        (node_tone, node) if node else None,
+        (Tone.OK, f"leads {one.leads}") if one.leads else None,
+        node if node[1] else None,
+        one.proxy if one.proxy[1] else None,
     ]
     at = y + 73
     for line in lines:
@@ -322,12 +324,12 @@ def _worker(one: Facts, x: float, y: float, width: float) -> Iterator[Shape]:
     yield Mark(x + 20, y + 21, one.tone.value, 18)
     yield Words(x + 36, y + 26, short(one.node.name, int((width - 44) / 7.6)), "name big")
     yield Words(x + 36, y + 42, short(one.address, int((width - 44) / 6.4)), "soft")
-    yield Words(
-        x + 36,
-        y + 63,
-        short(", ".join(part for part in (one.kubelet[1], one.pods[1], one.proxy[1]) if part), int((width - 44) / 6.4)),
-        "label",
-    )
+    letters = int((width - 44) / 6.6)
+    yield Path(f"M{x + 12:g} {y + 53:g}H{x + width - 12:g}", "rule")
+    yield Mark(x + 20, y + 67.5, worst(one.kubelet[0], one.pods[0]).value, 12)
+    yield Words(x + 36, y + 72, short(f"{one.kubelet[1]}, {one.pods[1]}", letters), "label")
+    yield Mark(x + 20, y + 85.5, one.proxy[0].value, 12)
+    yield Words(x + 36, y + 90, short(one.proxy[1], letters), "label")
 
 
 def _tile(one: Facts, x: float, y: float, width: float) -> Iterator[Shape]:
@@ -357,9 +359,23 @@ def ways_of_pods(page: Page) -> tuple[Tone, str]:
     if found.outcome is Outcome.BLOCKED:
         return Tone.UNKNOWN, "could not be tried by the last verify"
     if found.pairs is None:
-        return (Tone.OK, "every way works") if found.passed else (Tone.BAD, "the last verify found ways that fail")
+        return (
+            (Tone.OK, "every way worked at the last verify") if found.passed else (Tone.BAD, "the last verify found ways that fail")
+        )
     number = max(1, len(found.pairs.nodes) * (len(found.pairs.nodes) - 1))
     failed = len(found.pairs.failed)
+    at = f"{page.report.started:%H:%M} UTC" if page.report else ""
     if failed:
-        return Tone.BAD, f"{failed} of {number} ways between nodes fail"
-    return Tone.OK, f"{number} of {number} ways between nodes work"
+        return Tone.BAD, f"{failed} of {number} ways between nodes failed at {at}"
+    told = f"{number} of {number} ways between nodes worked at {at}"
+    unwell = [name for name in found.pairs.nodes if _is_dark(page, name)]
+    if unwell:
+        return Tone.UNKNOWN, f"{told}, but now {short(', '.join(unwell), 60)} {'does' if len(unwell) == 1 else 'do'} not answer"
+    return Tone.OK, told
+
+
+def _is_dark(page: Page, name: str) -> bool:
+    """Whether a machine that was well does not answer, or its Node is not Ready."""
+    machine = next((one for one in page.status.machines if one.name == name), None)
+    node = next((one for one in page.status.nodes if one.name == name), None)
+    return (machine is not None and not machine.reachable) or (node is not None and node.ready is False)

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from provisioner import __version__
 from provisioner.certs.model import by_days
 from provisioner.pages import tables
-from provisioner.pages.architecture import architecture, ways_of_pods
+from provisioner.pages.architecture import architecture, facts_of, ways_of_pods
 from provisioner.pages.gantt import colour, gantt, spans_of, stages_in
 from provisioner.pages.model import Page
 from provisioner.pages.pairs import matrix
@@ -55,6 +55,7 @@ def render(page: Page) -> str:
             certificates=by_days(page.certificates.rows, page.certificates.now) if page.certificates else (),
             tables=tables,
             ways=ways_of_pods(page),
+            unwell=[one for one in page.status.machines if facts_of(page, page.cluster.node(one.name)).tone is not Tone.OK],
             Tone=Tone,
         )
     )

@@ -101,7 +101,7 @@ def figures(page: Page) -> tuple[Figure, ...]:
         if status.nodes
         else Figure("Nodes", "?", status.api_error or "not known", Tone.UNKNOWN, "machines"),
         _pods_figure(page),
-        _checks_figure(page.report),
+        _checks_figure(page),
         _certificates_figure(page),
         _backups_figure(page),
     )
@@ -121,17 +121,14 @@ def _pods_figure(page: Page) -> Figure:
     )
 
 
-def _checks_figure(report: Report | None) -> Figure:
+def _checks_figure(page: Page) -> Figure:
+    report = page.report
     if report is None:
         return Figure("Checks", "none", "verify has not run yet", Tone.UNKNOWN, "checks")
     passed = report.count(Outcome.PASSED)
-    return Figure(
-        "Checks",
-        f"{passed}/{len(report.results)}",
-        f"passed, level {report.level}",
-        Tone.OK if report.passed else Tone.BAD,
-        "checks",
-    )
+    tone = Tone.BAD if not report.passed else Tone.WARN if stale(page) else Tone.OK
+    age = (page.made - report.started).total_seconds() - report.seconds
+    return Figure("Checks", f"{passed}/{len(report.results)}", f"passed, level {report.level}, {_before(age)} ago", tone, "checks")
 
 
 def _certificates_figure(page: Page) -> Figure:
@@ -173,10 +170,16 @@ def stale(page: Page) -> str:
     report, run = page.report, page.run
     if report is None:
         return ""
+    age = (page.made - report.started).total_seconds() - report.seconds
     if run is not None and run.began + run.seconds > report.started.timestamp() + report.seconds + 5:
         return f"older than the last run of `{run.command}`"
-    hours = (page.made - report.started).total_seconds() / 3600
-    return f"{ago(hours * 3600)} old" if hours >= 1 else ""
+    if report.passed and page.status.problems:
+        return f"{_before(age)} older than the problems above"
+    return f"{ago(age)} old" if age >= 3600 else ""
+
+
+def _before(seconds: float) -> str:
+    return f"{max(0, round(seconds))} s" if seconds < 120 else ago(seconds)
 
 
 # --- certificates --------------------------------------------------------------------------------------------------

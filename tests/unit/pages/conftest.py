@@ -180,3 +180,63 @@ def page_of(
         ),
         stages=PLAYS,
     )
+
+
+def attacked(word: str) -> Page:
+    """A page in which everything that a machine, the API or a log says of itself is ``word``."""
+    page = page_of(dead=("worker-2",))
+    status, run, report = page.status, page.run, page.report
+    assert run is not None
+    assert report is not None
+    assert page.certificates is not None
+    assert page.pods is not None
+    status = replace(
+        status,
+        machines=tuple(replace(one, error=word, remedy=word) for one in status.machines),
+        etcd=Etcd(tuple(replace(one, name=word, healthy=False, error=word, alarms=(word,)) for one in status.etcd.members), True),
+        apiservers=tuple(replace(one, error=word) for one in status.apiservers),
+        leases=(Lease(word, word, 1.0, error=word),),
+        nodes=(
+            *(replace(one, ready=False, reason=word, kubelet=word) for one in status.nodes),
+            NodeState(word, True, expected=False),
+        ),
+        proxies=(Proxy(word, error=word), Proxy("cp-1", (Backend(word, False, word, 0, word),)), Proxy("cp-2", error=word)),
+    )
+    return replace(
+        page,
+        status=replace(status, problems=problems(status)),
+        certificates=Found(
+            tuple(replace(row, machine=word, name=word, where=word, problem=word) for row in page.certificates.rows),
+            ((word, word),),
+            NOW,
+        ),
+        report=replace(
+            report,
+            results=tuple(
+                replace(
+                    one,
+                    outcome=Outcome.FAILED,
+                    id="pod-to-pod",
+                    title=word,
+                    failures=(word,),
+                    pairs=Pairs((word, "b"), ((word, "b", word),)),
+                )
+                for one in report.results
+            ),
+        ),
+        run=replace(
+            run,
+            command=word,
+            state="failed",
+            error=word,
+            phases=tuple(replace(one, name=word, state=word, error=word) for one in run.phases),
+            tasks=tuple(replace(one, host=word, play=word, role=word, task=word, status="failed") for one in run.tasks),
+        ),
+        versions=tuple(
+            replace(one, components={word: word, "etcd": ""}, errors={"etcd": word}, os=word, kernel=word, arch=word, error="")
+            for one in page.versions
+        ),
+        pods=tuple(
+            replace(one, namespace=word, name=word, node=word, phase=word, reason=word, ready=False, ip=word) for one in page.pods
+        ),
+    )

@@ -16,8 +16,9 @@ RUNS ?= 5
 # What `provisioner up` takes from the machine: Python, a C compiler for runc and pause, and the lab's tools.
 PACKAGES := python3 python3-venv ca-certificates gcc libc6-dev libseccomp-dev pkg-config \
 	systemd-container mmdebstrap debian-archive-keyring iproute2 procps util-linux openssh-client
-# What the tests take besides: real OpenSSH servers and users, a second opinion on certificates, a look at packet filters.
-TEST_PACKAGES := openssh-server openssl sudo nftables iptables
+# What the tests take besides: real OpenSSH servers and users, a second opinion on certificates, a look at packet filters, a
+# browser for the page of `report`, Graphviz for `graph`.
+TEST_PACKAGES := openssh-server openssl sudo nftables iptables chromium graphviz
 # Virtual machines with kernels of their own, for the drill that cuts the power of a whole cluster.
 QEMU_PACKAGES := qemu-system-x86 qemu-utils e2fsprogs
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +27,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class TaskStep:
-    """A task has started on some hosts, or ended on one."""
+    """A task has started on some hosts, or ended on one; there it ``began`` at a time as time.time() counts."""
 
     play: str
     role: str
@@ -33,6 +35,7 @@ class TaskStep:
     host: str = ""
     status: str = "started"
     seconds: float = 0.0
+    began: float = 0.0
 
 
 @dataclass(slots=True)
@@ -80,7 +83,17 @@ class Tally:
             self.results[host] = result["state"]
         if status in ("failed", "unreachable"):
             self.failures.append(_failure(host, task, role, result, unreachable=status == "unreachable"))
-        self.on_step(TaskStep(play, role, task, host, "changed" if changed else status, duration))
+        began = _began(data.get("start"), duration)
+        self.on_step(TaskStep(play, role, task, host, "changed" if changed else status, duration, began))
+
+
+def _began(start: object, seconds: float) -> float:
+    """When a task began on its host, by the event's own word; else so long before now as it took."""
+    try:
+        found = dt.datetime.fromisoformat(str(start))
+    except ValueError:
+        return time.time() - seconds
+    return (found if found.tzinfo else found.replace(tzinfo=dt.UTC)).timestamp()
 
 
 def _failure(host: str, task: str, role: str, result: Mapping[str, Any], *, unreachable: bool) -> Failure:

@@ -105,14 +105,19 @@ def _playbooks(session: Session, batch: list[Phase]) -> Session:
     order = [phase.name for phase in batch if phase.run is None]
     current = ""
 
+    def ended(phase: str, state: str) -> None:
+        session.display.finish(phase, state=state)
+        session.workspace.record("phase", phase=phase, state=state)
+
     def on_step(step: TaskStep) -> None:
         nonlocal current
         name = plays.get(step.play, "")
         if name and name != current:
             if current:
-                session.display.finish(current)
+                ended(current, "done")
             current = name
             session.display.start(name)
+            session.workspace.record("phase", phase=name, state="started")
             for phase in order[: order.index(name) + 1]:
                 if phase in companions:
                     companions[phase].start()
@@ -127,7 +132,7 @@ def _playbooks(session: Session, batch: list[Phase]) -> Session:
         for companion in companions.values():
             companion.join()
     if current:
-        session.display.finish(current, state="failed" if tally and tally.failures else "done")
+        ended(current, "failed" if tally and tally.failures else "done")
     if tally:
         # first who was set aside: where too many were, they are part of the story
         session = set_aside(session, tally.aside.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from provisioner import inventory, runner, topology
+from provisioner import inventory, runner, timeline, topology
 from provisioner.config import Role
 from provisioner.errors import ApplyError
 from provisioner.events import Failure, Tally, TaskStep
@@ -69,16 +69,17 @@ def play(
     states = {name: state for name, state in session.states.items() if name not in session.set_aside}
     in_service = {name for name in states if unit_active(session, name, "kubelet.service")}
     path = inventory.write(session.cluster, session.workspace, states, interpreters, session.plan, etcd=etcd, in_service=in_service)
-    tally = runner.play(
-        playbooks,
-        inventory=path,
-        variables={**pace(session), **(variables or {})},
-        log=session.log,
-        sockets=session.sockets,
-        hosts=len(states),
-        on_step=on_step or session.display.step,
-        check=check,
-    )
+    with timeline.written(session.log, on_step or session.display.step) as told:
+        tally = runner.play(
+            playbooks,
+            inventory=path,
+            variables={**pace(session), **(variables or {})},
+            log=session.log,
+            sockets=session.sockets,
+            hosts=len(states),
+            on_step=told,
+            check=check,
+        )
     session.workspace.record(
         "playbooks",
         playbooks=playbooks,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from provisioner.errors import VerifyFailed
+from provisioner.workspace import write_atomic
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,6 +31,29 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Pairs:
+    """Every ordered pair of nodes was tried.
+
+    Args:
+        nodes: their names; alone it was tried with itself.
+        failed: (from, to, why) of each pair that did not pass.
+    """
+
+    nodes: tuple[str, ...]
+    failed: tuple[tuple[str, str, str], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {"nodes": list(self.nodes), "failed": [{"from": one, "to": two, "why": why} for one, two, why in self.failed]}
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Pairs:
+        """Back from :meth:`to_json`."""
+        failed = tuple((str(one["from"]), str(one["to"]), str(one["why"])) for one in document["failed"])
+        return cls(tuple(document["nodes"]), failed)
+
+
+@dataclass(frozen=True, slots=True)
 class CheckResult:
     """One check: what was seen.
 
@@ -38,6 +65,7 @@ class CheckResult:
         seconds: how long it took.
         evidence: what was seen, in one line, where it passed.
         failures: what was seen, one line each, where it did not.
+        pairs: of a check that tries every node with every other one: which have failed.
     """
 
     id: str
@@ -47,6 +75,7 @@ class CheckResult:
     seconds: float
     evidence: str = ""
     failures: tuple[str, ...] = ()
+    pairs: Pairs | None = None
 
     @property
     def passed(self) -> bool:
@@ -134,10 +163,54 @@ class Report:
                     "seconds": round(result.seconds, 3),
                     "evidence": result.evidence,
                     "failures": list(result.failures),
+                    **({"pairs": result.pairs.to_json()} if result.pairs else {}),
                 }
                 for result in self.results
             ],
         }
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Report:
+        """Back from :meth:`to_json`.
+
+        Raises:
+            ValueError: it is no such document.
+        """
+        try:
+            return cls(
+                cluster=str(document["cluster"]),
+                version=str(document["kubernetesVersion"]),
+                level=str(document["level"]),
+                started=dt.datetime.fromisoformat(document["started"]),
+                seconds=float(document["seconds"]),
+                results=tuple(
+                    CheckResult(
+                        id=str(check["id"]),
+                        title=str(check["title"]),
+                        level=str(check["level"]),
+                        outcome=Outcome(check["outcome"]),
+                        seconds=float(check["seconds"]),
+                        evidence=str(check["evidence"]),
+                        failures=tuple(str(line) for line in check["failures"]),
+                        pairs=Pairs.of(check["pairs"]) if "pairs" in check else None,
+                    )
+                    for check in document["checks"]
+                ),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a report of verify: {error!r}") from None
+
+    def save(self, path: Path) -> None:
+        """Write it where :meth:`last` finds it."""
+        write_atomic(path, json.dumps(self.to_json(), indent=1) + "\n")
+
+    @classmethod
+    def last(cls, path: Path) -> Report | None:
+        """The report that was saved there; None where there is none that can be read."""
+        try:
+            return cls.of(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
 
     def to_junit(self) -> bytes:
         """JUnit XML as CI systems read it, a test case per check; a blocked check is an error: a skip would pass unseen."""

@@ -475,5 +475,7 @@ def prove(session: Session) -> Session:
     report = verify.run(
         cluster, session.workspace, session.connections, session.the_pki(), only=only, confined=session.scope is not None
     )
+    if session.scope is None:
+        report.save(session.workspace.proof)
     report.raise_if_failed()
     return session

@@ -24,7 +24,18 @@ LAYOUT = 1
 # Names that the paths below take, and so no file of a user's beside them.
 RESERVED = frozenset(
     {
-        *("cluster.yaml", "layout", "lock", "journal.jsonl", "machines.json", "known_hosts", "replacing", "restoring", "sockets"),
+        *(
+            "cluster.yaml",
+            "layout",
+            "lock",
+            "journal.jsonl",
+            "machines.json",
+            "known_hosts",
+            "replacing",
+            "restoring",
+            "sockets",
+            "verify.json",
+        ),
         *("pki", "admin.kubeconfig", "break-glass.kubeconfig", "rendered", "inventory", "ansible", "logs", "backups", "bundles"),
     }
 )
@@ -139,6 +150,11 @@ class Workspace:
     def restoring(self) -> Path:
         """The command of a restore under way: until it ends, etcd's data may be of two times."""
         return self.root / "restoring"
+
+    @property
+    def proof(self) -> Path:
+        """What the last `verify` of the whole cluster found, as its --json."""
+        return self.root / "verify.json"
 
     @property
     def logs(self) -> Path:

@@ -63,6 +63,8 @@ COMMANDS = (
     ("upgrade", "upgrade", "upgrade"),
     ("verify", "verify", "verify"),
     ("status", "status", "status"),
+    ("report", "report", "report"),
+    ("graph", "graph", "graph"),
     ("kubeconfig", "kubeconfig", "kubeconfig"),
     ("machines", "ssh", "ssh"),
     ("logs", "logs", "logs"),

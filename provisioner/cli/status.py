@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Set
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from provisioner.cli.common import ClusterOption, JsonOption, console, open_cluster, print_json
 from provisioner.errors import ExitCode
@@ -16,14 +19,27 @@ from provisioner.terminal import wide
 from provisioner.words import ago
 
 if TYPE_CHECKING:
+    from provisioner.status.changes import Turn
     from provisioner.status.model import EtcdMember, Proxy, Status
 
 
-def status(cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
+def status(
+    cluster: ClusterOption = None,
+    as_json: JsonOption = False,
+    watched: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="Look again and again until Ctrl-C, and mark what has changed. With --json: a document a line."
+        ),
+    ] = False,
+    interval: Annotated[
+        float, typer.Option("--interval", metavar="SECONDS", min=0.5, help="With --watch: between two looks.")
+    ] = 5.0,
+) -> None:
     """How the cluster is now: machines, etcd, apiservers, leases, Nodes, proxies, with every problem. Changes nothing.
 
     Works with whatever answers, and while another command runs. Exit 0: it could report, problems or not; 1: no machine
-    can be reached.
+    can be reached. Ctrl-C ends --watch with the exit code of its last look.
     """
     from provisioner import pki  # noqa: PLC0415 - keeps `--help` and completion quick
     from provisioner.display import waiting  # noqa: PLC0415
@@ -32,8 +48,16 @@ def status(cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
 
     loaded, workspace = open_cluster(cluster)
     keys = pki.read(workspace.pki, now=dt.datetime.now(dt.UTC))
-    with Connections(loaded, workspace, seconds=CONNECT_SECONDS) as connections, waiting(console, f"looking at {loaded.name}"):
-        found = look(loaded, workspace, connections, keys)
+    with Connections(loaded, workspace, seconds=CONNECT_SECONDS) as connections:
+        if watched:
+            from provisioner.cli.watch import watch  # noqa: PLC0415
+
+            last = watch(
+                lambda: look(loaded, workspace, connections, keys), connections.close, parts, interval=interval, as_json=as_json
+            )
+            raise typer.Exit(ExitCode.INTERRUPTED if last is None else ExitCode.OK if last.reached else ExitCode.FAILURE)
+        with waiting(console, f"looking at {loaded.name}"):
+            found = look(loaded, workspace, connections, keys)
     if as_json:
         print_json(found.to_json())
     else:
@@ -43,31 +67,37 @@ def status(cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
 
 def show(found: Status, console: Console) -> None:
     """The look for people; readable at 80 columns and without colour."""
-    for table in (_machines(found), _etcd(found), _control_plane(found), _nodes(found)):
-        if table.row_count:
-            console.print(table)
-            console.print()
+    for part in parts(found):
+        console.print(part, soft_wrap=False)
+
+
+def parts(found: Status, turns: Iterable[Turn] = ()) -> list[RenderableType]:
+    """The look as what is printed, one below the other; names whose state has turned are marked."""
+    turned = {(turn.table, turn.name) for turn in turns}
+    tables = (_machines(found, turned), _etcd(found, turned), _control_plane(found, turned), _nodes(found, turned))
+    lines: list[RenderableType] = [piece for table in tables if table.row_count for piece in (table, Text(""))]
     if found.vip is not None:
-        console.print(f"virtual address {found.vip.address}: {', '.join(found.vip.holders) or 'on no machine'}", markup=False)
+        lines.append(Text(f"virtual address {found.vip.address}: {', '.join(found.vip.holders) or 'on no machine'}"))
     if found.backups:
         last = found.last_backup
         told = (
             f"the last good one is {ago(last.age or 0.0)} old, {last.good} on {last.node}" if last else "none went all the way yet"
         )
-        console.print(f"backups by the members: {told}", markup=False)
+        lines.append(Text(f"backups by the members: {told}"))
     if found.stale:
-        console.print("Nodes and leases are as an apiserver remembers them: etcd takes no reads", style="yellow", markup=False)
-    if not found.problems:
-        console.print(f"[bold green]{escape(found.cluster)}: no problem[/] (looked for {found.seconds:.1f} s)")
-        return
+        lines.append(Text("Nodes and leases are as an apiserver remembers them: etcd takes no reads", style="yellow"))
     count = len(found.problems)
-    console.print(
-        f"[bold red]{escape(found.cluster)}: {count} problem{'s' if count > 1 else ''}[/] (looked for {found.seconds:.1f} s)"
-    )
+    verdict = f"{found.cluster}: {f'{count} problem' if count else 'no problem'}{'s' if count > 1 else ''}"
+    lines.append(Text.assemble((verdict, "bold red" if count else "bold green"), f" (looked for {found.seconds:.1f} s)"))
     for problem in found.problems:
-        console.print(f"  {problem.host}: {problem.cause}", markup=False, soft_wrap=False)
+        lines.append(Padding(Text(f"{problem.host}: {problem.cause}"), (0, 0, 0, 2)))
         if problem.remedy:
-            console.print(f"    remedy: {problem.remedy}", style="dim", markup=False, soft_wrap=False)
+            lines.append(Padding(Text(f"remedy: {problem.remedy}", style="dim"), (0, 0, 0, 4)))
+    return lines
+
+
+def _marked(name: str, turned: bool) -> str:
+    return f"[bold reverse]{escape(name)} *[/]" if turned else escape(name)
 
 
 def _table(*columns: str) -> Table:
@@ -81,19 +111,19 @@ def _mark(good: bool, text: str = "ok") -> str:
     return f"[green]{escape(text)}[/]" if good else f"[bold red]{escape(text)}[/]"
 
 
-def _machines(found: Status) -> Table:
+def _machines(found: Status, turned: Set[tuple[str, str]]) -> Table:
     table = _table("MACHINE", "ROLES", "ADDRESS", "SSH")
     for machine in found.machines:
         state = _mark(machine.reachable, "ok" if machine.reachable else "UNREACHABLE")
-        table.add_row(machine.name, ", ".join(machine.roles), machine.address, state)
+        table.add_row(_marked(machine.name, ("machine", machine.name) in turned), ", ".join(machine.roles), machine.address, state)
     return table
 
 
-def _etcd(found: Status) -> Table:
+def _etcd(found: Status, turned: Set[tuple[str, str]]) -> Table:
     table = _table("ETCD", "STATE", "TERM", "INDEX", "BEHIND", "DB/USED/QUOTA MiB", "ALARMS")
     for member in found.etcd.members:
         table.add_row(
-            member.name,
+            _marked(member.name, ("etcd", member.name) in turned),
             _state(member),
             _number(member.raft_term),
             _number(member.raft_index),
@@ -116,29 +146,36 @@ def _number(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _control_plane(found: Status) -> Table:
+def _control_plane(found: Status, turned: Set[tuple[str, str]]) -> Table:
     table = _table("CONTROL PLANE", "APISERVER", "LEADS")
     led: dict[str, list[str]] = {}
     for lease in found.leases:
         age = "never renewed" if lease.seconds is None else f"renewed {lease.seconds:.0f} s ago"
-        led.setdefault(lease.holder, []).append(f"{lease.component}, {age}{' EXPIRED' if lease.expired else ''}")
+        name = _marked(lease.component, ("leader", lease.component) in turned)
+        led.setdefault(lease.holder, []).append(f"{name}, {age}{' EXPIRED' if lease.expired else ''}")
     for server in found.apiservers:
+        changed = ("control plane", server.node) in turned
         table.add_row(
-            server.node, _mark(server.ready, "ready" if server.ready else "NOT READY"), "\n".join(led.pop(server.node, []))
+            _marked(server.node, changed),
+            _mark(server.ready, "ready" if server.ready else "NOT READY"),
+            "\n".join(led.pop(server.node, [])),
         )
     for holder, components in led.items():
         table.add_row(holder or "(nobody)", "-", "\n".join(components))
     return table
 
 
-def _nodes(found: Status) -> Table:
+def _nodes(found: Status, turned: Set[tuple[str, str]]) -> Table:
     table = _table("NODE", "STATE", "KUBELET", "ITS PROXY'S APISERVERS (SESSIONS)")
     proxies = {proxy.node: proxy for proxy in found.proxies}
     names = [node.name for node in found.nodes]
     for node in found.nodes:
         state = _mark(bool(node.ready), "Ready" if node.ready else "NOT READY")
         proxy = proxies.get(node.name)
-        table.add_row(node.name, state + (" cordoned" if node.cordoned else ""), node.kubelet or "-", _backends(proxy))
+        changed = ("node", node.name) in turned or ("proxy", node.name) in turned
+        table.add_row(
+            _marked(node.name, changed), state + (" cordoned" if node.cordoned else ""), node.kubelet or "-", _backends(proxy)
+        )
     for proxy in found.proxies:
         if proxy.node not in names:
             table.add_row(proxy.node, "unknown", "-", _backends(proxy))

@@ -14,6 +14,7 @@ import typer
 from provisioner.choices import Level
 from provisioner.cli import complete
 from provisioner.cli.common import ClusterOption, JsonOption, console, open_cluster, output, print_json
+from provisioner.cli.report import gather, require_place, write
 from provisioner.errors import BadInput, ExitCode
 from provisioner.report import MARKS
 from provisioner.terminal import is_live, is_tty
@@ -37,6 +38,9 @@ def verify(
     ] = None,
     json: JsonOption = False,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Also write JUnit XML.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write the whole cluster's page, as `report --html` does.")
+    ] = None,
     timeout: Annotated[
         float | None,
         typer.Option("--timeout", metavar="SECONDS", min=1, help="Of each check, instead of its own: for very slow machines."),
@@ -58,8 +62,8 @@ def verify(
             f"{workspace.root}: this workspace has no certificates: no cluster was built from here",
             hint="run `provisioner apply` first, or name the right workspace with --cluster",
         )
-    if junit is not None and not junit.resolve().parent.is_dir():
-        raise BadInput(f"{junit.parent}: no such directory", hint="make it, or name another file with --junit")
+    require_place(junit, "--junit")
+    require_place(html, "--html")
 
     from provisioner import pki  # noqa: PLC0415
     from provisioner.ssh import Connections  # noqa: PLC0415
@@ -69,7 +73,11 @@ def verify(
         report = run(opened, workspace, connections, keys, level=level, only=names, seconds=timeout, on_event=on_event)
     if junit is not None:
         junit.write_bytes(report.to_junit())
+    if not names:
+        report.save(workspace.proof)
     workspace.record("verify", level=report.level, passed=report.passed, seconds=round(report.seconds, 2))
+    if html is not None:
+        write(gather(opened, workspace, verified=report), html)
     if json:
         print_json(report.to_json())
         if not report.passed:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from provisioner.choices import Level as Level  # noqa: PLC0414 - its home for everybody else is here
 from provisioner.config import Cluster
 from provisioner.errors import ProvisionerError, WaitTimeout
+from provisioner.report import Pairs
 from provisioner.wait import NotYet, wait_until
 from provisioner.workspace import Workspace
 
@@ -31,11 +32,21 @@ class CheckFailed(Exception):  # noqa: N818 - the check's own word, not an error
 
     Args:
         seen: what was seen, a line each: which node or pair, and the answer.
+        pairs: of a check of pairs of nodes, what became of each.
     """
 
-    def __init__(self, *seen: str) -> None:
+    def __init__(self, *seen: str, pairs: Pairs | None = None) -> None:
         super().__init__("; ".join(seen))
         self.seen = seen
+        self.pairs = pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a check saw that passed: one line, and of a check of pairs of nodes, which these were."""
+
+    text: str
+    pairs: Pairs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +80,7 @@ class Check:
         id: stable name.
         title: what a pass proves.
         level: the least level that runs it.
-        run: returns the evidence in one line, or raises :class:`CheckFailed`.
+        run: returns the evidence, mostly one line, or raises :class:`CheckFailed`.
         needs: ids of checks that must have passed before this one can be tried.
         seconds: deadline on a small cluster; :func:`deadline` adds time for large ones.
         per_node: further seconds for each node.
@@ -78,7 +89,7 @@ class Check:
     id: str
     title: str
     level: Level
-    run: Callable[[Context], str]
+    run: Callable[[Context], str | Evidence]
     needs: tuple[str, ...] = ()
     seconds: float = 10
     per_node: float = 0.1

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from provisioner import topology
 from provisioner.cluster_api import Object
-from provisioner.verify.model import CheckFailed, Context, each, listed, patiently, plural, settling
+from provisioner.errors import ProvisionerError
+from provisioner.report import Pairs
+from provisioner.verify.model import CheckFailed, Context, Evidence, each, listed, patiently, plural, settling
 from provisioner.verify.probe import HTTP_PORT, UDP_PORT, Dialled, ProbePod, shorten
 
 APP = "probe"
@@ -40,17 +42,30 @@ def peer_pods(context: Context) -> str:
     return f"Ready on {listed(pod.node.name for pod in pods)}"
 
 
-def pod_to_pod(context: Context) -> str:
+def pod_to_pod(context: Context) -> Evidence:
     """Every pod reaches every other one by its address, with payloads larger than the MTU, over TCP and UDP."""
     pods = context.probe.pods()
     pairs = [(source, target) for source in pods for target in pods if source is not target]
-    each(pairs, lambda pair: _pair(*pair))
+
+    def attempt(pair: tuple[ProbePod, ProbePod]) -> tuple[str, ...]:
+        try:
+            _pair(*pair)
+        except CheckFailed as failure:
+            return failure.seen
+        except ProvisionerError as error:
+            return (error.message,)
+        return ()
+
+    tried = pairs or [(pod, pod) for pod in pods]
+    outcomes = list(zip(tried, each(tried, attempt), strict=True))
+    failed = tuple((source.node.name, target.node.name, "; ".join(seen)) for (source, target), seen in outcomes if seen)
+    found = Pairs(tuple(pod.node.name for pod in pods), failed)
+    if failed:
+        raise CheckFailed(*(line for _, seen in outcomes for line in seen), pairs=found)
+    payloads = f"{TCP_BYTES} bytes TCP, {UDP_BYTES} bytes UDP"
     if not pairs:
-        each(pods, lambda pod: _pair(pod, pod))
-        return f"one node: {pods[0].node.name}'s pod reaches itself by its address, {TCP_BYTES} bytes TCP, {UDP_BYTES} bytes UDP"
-    return (
-        f"all {len(pairs)} ordered pairs of {plural(len(pods), 'node')}: {TCP_BYTES} bytes TCP, {UDP_BYTES} bytes UDP, echoed whole"
-    )
+        return Evidence(f"one node: {pods[0].node.name}'s pod reaches itself by its address, {payloads}", found)
+    return Evidence(f"all {len(pairs)} ordered pairs of {plural(len(pods), 'node')}: {payloads}, echoed whole", found)
 
 
 def _pair(source: ProbePod, target: ProbePod) -> None:

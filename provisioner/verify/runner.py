@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from provisioner.errors import BadInput, ProvisionerError
 from provisioner.report import CheckResult, Outcome, Report
-from provisioner.verify.model import Check, CheckFailed, Context, Level
+from provisioner.verify.model import Check, CheckFailed, Context, Evidence, Level
 
 # A check keeps its own deadline; this much later it is given up for hung, whatever it waits for.
 GRACE = 15.0
@@ -130,14 +130,15 @@ def _start(check: Check, context: Context, ended: queue.SimpleQueue[CheckResult]
 
 def _attempt(check: Check, context: Context) -> CheckResult:
     began = time.monotonic()
-    evidence = ""
+    evidence, pairs = "", None
     failures: tuple[str, ...] = ()
     outcome = Outcome.FAILED
     try:
-        evidence = check.run(context)
+        seen = check.run(context)
+        evidence, pairs = (seen.text, seen.pairs) if isinstance(seen, Evidence) else (seen, None)
         outcome = Outcome.PASSED
     except CheckFailed as failure:
-        failures = failure.seen or ("failed without saying why",)
+        failures, pairs = failure.seen or ("failed without saying why",), failure.pairs
     except ProvisionerError as error:
         failures = (error.message, *error.details)
     except Exception as error:
@@ -147,7 +148,8 @@ def _attempt(check: Check, context: Context) -> CheckResult:
 
             traceback.print_exc()
         failures = (f"internal error in this check: {type(error).__name__}: {error}",)
-    return _result(check, outcome, time.monotonic() - began, evidence=evidence, failures=failures)
+    result = _result(check, outcome, time.monotonic() - began, evidence=evidence, failures=failures)
+    return replace(result, pairs=pairs)
 
 
 def _result(check: Check, outcome: Outcome, seconds: float, *, evidence: str = "", failures: tuple[str, ...] = ()) -> CheckResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -69,6 +70,15 @@ def down(
     gone = [one for one in names if lab.down(one, keep_workspace=keep_workspace, progress=console.print)]
     if not gone:
         console.print(f"no lab {name}" if name else "no lab")
+
+
+@app.command("load-image")
+def load_image(
+    archives: Annotated[list[Path], typer.Argument(metavar="FILE...", help="What `docker save` or `podman save` wrote.")],
+    name: NameOption = None,
+) -> None:
+    """Put container images on every machine of a lab that runs pods: they have no way out to a registry."""
+    lab.load_images(_only(name), archives, progress=console.print)
 
 
 @app.command()

@@ -59,7 +59,7 @@ COMMANDS = (
     ("machines", "preflight", "preflight"),
     ("cluster", "plan", "plan"),
     ("cluster", "apply", "apply"),
-    ("cluster", "up", "up"),
+    ("up", "up", "up"),
     ("upgrade", "upgrade", "upgrade"),
     ("verify", "verify", "verify"),
     ("status", "status", "status"),

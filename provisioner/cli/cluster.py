@@ -1,4 +1,4 @@
-"""plan, apply, up: thin over phases.py."""
+"""plan, apply: thin over phases.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from provisioner.cli import complete
-from provisioner.cli.common import ClusterOption, JsonOption, YesOption, console, open_cluster, print_json
+from provisioner.cli.common import ClusterOption, JsonOption, YesOption, open_cluster, print_json
 from provisioner.cli.run import DeadlineOption, aside, converge, open_session, print_plan, refuse_interrupted_replacement, report
 from provisioner.errors import ExitCode
 from provisioner.workspace import Workspace
@@ -87,21 +87,3 @@ def apply_cluster(
     with open_session(cluster, workspace, "certs renew" if renew else "apply", deadline=deadline) as session:
         done, changed = converge(replace(session, renew=renew), chosen, yes=yes, quiet=as_json)
         report(done, changed=changed, as_json=as_json)
-
-
-def up(
-    name: Annotated[str, typer.Option("--name", help="Name of the lab and of its cluster.")] = "lab",
-    control_planes: Annotated[
-        int, typer.Option("--control-planes", min=1, help="Machines with an apiserver and an etcd member.")
-    ] = 1,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Machines for pods; 0: the control planes take them.")] = 2,
-) -> None:
-    """Lab machines, a cluster on them, and the proof that it works, in one go."""
-    from provisioner import lab  # noqa: PLC0415
-    from provisioner.cli.lab import telling  # noqa: PLC0415
-
-    with telling(f"lab {name}") as tell:
-        path = lab.up(name, control_planes=control_planes, workers=workers, progress=tell)
-    loaded, workspace = open_cluster(path)
-    apply_cluster(loaded, workspace, yes=True)
-    console.print(f"try: KUBECONFIG={workspace.kubeconfig} kubectl get nodes   (remove it all: provisioner lab down --name {name})")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -95,6 +96,18 @@ def down(
         gone = [one for one in names if lab.down(one, keep_workspace=keep_workspace, progress=tell)]
     if not gone:
         console.print(f"no lab {name}" if name else "no lab")
+
+
+@app.command("load-image")
+def load_image(
+    archives: Annotated[list[Path], typer.Argument(metavar="FILE...", help="What `docker save` or `podman save` wrote.")],
+    name: NameOption = None,
+) -> None:
+    """Put container images on every machine of a lab that runs pods: they have no way out to a registry."""
+    from provisioner import lab  # noqa: PLC0415 - keeps `--help` and completion quick
+
+    with telling("loading images") as tell:
+        lab.load_images(_only(name), archives, progress=tell)
 
 
 @app.command()

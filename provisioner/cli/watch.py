@@ -20,6 +20,7 @@ from rich.text import Text
 
 from provisioner.cli.common import output
 from provisioner.status.changes import Turn, changes
+from provisioner.terminal import is_terminal, wants_colour
 
 if TYPE_CHECKING:
     from provisioner.status.model import Status
@@ -91,7 +92,7 @@ def watch(look: Callable[[], Status], stop: Callable[[], None], parts: Parts, *,
                 return
             ended.wait(interval)
 
-    live = not as_json and output.is_terminal
+    live = not as_json and is_terminal(sys.stdout) and wants_colour(sys.stdout)
     screen = Live(console=output, screen=True, auto_refresh=False, vertical_overflow="ellipsis") if live else None
     worker = threading.Thread(target=keep_looking, name="watch", daemon=True)
     worker.start()

@@ -14,13 +14,15 @@ from provisioner.lab.spec import POOL, Lab, Shape
 NAME = "cluster.yaml"
 
 
-def render(lab: Lab, key: str) -> str:
+def render(lab: Lab, key: str, kubernetes: str | None = None) -> str:
     """The file's text.
 
     Args:
         lab: the lab.
         key: name of the private key file, beside cluster.yaml.
+        kubernetes: its version; None leaves it to the default.
     """
+    version = f"\nkubernetes:\n  version: {kubernetes}\n" if kubernetes else ""
     head = f"""\
 # Written by `provisioner lab up --name {lab.name}` ({lab.shape}); `provisioner lab down` removes it unless you edit it.
 # The machines' host keys are in known_hosts beside this file: nothing is trusted on first use.
@@ -31,7 +33,7 @@ ssh:
   user: root
   key: {key}
   hostKeys: strict
-
+{version}
 nodes:
 """
     entries = [

@@ -57,6 +57,7 @@ def up(
     stacked: bool = True,
     spares: int = 0,
     directory: Path | None = None,
+    kubernetes: str | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Make what is missing of a lab and wait until SSH answers on every machine. A second call with the same numbers boots what is
@@ -70,6 +71,7 @@ def up(
         stacked: whether control planes hold etcd members.
         spares: machines beside the cluster, in known_hosts but not in cluster.yaml, to be added to it later.
         directory: where cluster.yaml, the SSH key and known_hosts go; default ``./workspace/NAME``.
+        kubernetes: the version that a new cluster.yaml names; one that is there stays as it is.
         progress: is told what happens, a line at a time.
 
     Returns:
@@ -90,7 +92,7 @@ def up(
         with state.lock(name):
             lab = _matching(name, shape, place) or _allocate(name, shape, place, progress)
             host.raise_limits(state.root() / LIMITS_RECORD)
-            _boot(_prepare(lab), groups, progress)
+            _boot(_prepare(lab, kubernetes), groups, progress)
     except KeyboardInterrupt:
         raise Interrupted(
             f"lab {name}: interrupted",
@@ -113,7 +115,7 @@ def _boot(lab: Lab, groups: cgroups.Cgroups, progress: Progress) -> None:
             nspawn.start(lab, one, groups)
         nspawn.wait_for_ssh(lab, one, groups, seconds=BOOT_SECONDS, cancelled=cancelled)
 
-    _each(lab.machines, boot, cancelled)
+    each(lab.machines, boot, cancelled)
     progress(f"lab {lab.name}: SSH answers on {len(lab.machines)} machines after {monotonic() - started:.1f} s")
 
 
@@ -144,7 +146,7 @@ def _allocate(name: str, shape: Shape, place: Path, progress: Progress) -> Lab:
     return lab
 
 
-def _prepare(lab: Lab) -> Lab:
+def _prepare(lab: Lab, kubernetes: str | None = None) -> Lab:
     """Write the machines' disks and the workspace; what is there already stays as it is."""
     login = keys.ensure(lab.home / LOGIN_KEY, f"lab-{lab.name}")
     try:
@@ -159,13 +161,13 @@ def _prepare(lab: Lab) -> Lab:
     known_hosts = Workspace.of(cluster_file, lab.name).known_hosts
     write_atomic(known_hosts, "".join(keys.known_hosts_line(str(one.address), hosts[one.name]) for one in lab.machines))
     if not cluster_file.exists():
-        text = clusterfile.render(lab, LOGIN_KEY)
+        text = clusterfile.render(lab, LOGIN_KEY, kubernetes)
         lab = state.save(lab, cluster_sha256=hashlib.sha256(text.encode()).hexdigest())
         write_atomic(cluster_file, text, mode=0o644)
     return lab
 
 
-def _each(machines: Sequence[Machine], function: Callable[[Machine], None], cancelled: Event) -> None:
+def each(machines: Sequence[Machine], function: Callable[[Machine], None], cancelled: Event) -> None:
     """Run a function for every machine in threads; when some fail, one error names them all.
 
     Args:
@@ -214,7 +216,7 @@ def down(name: str, *, keep_workspace: bool = False, progress: Progress = silent
             state.clear_remains(name)
             return False
         progress(f"lab {name}: stopping {len(lab.machines)} machines")
-        _each(lab.machines, lambda one: nspawn.stop(lab, one, groups), Event())
+        each(lab.machines, lambda one: nspawn.stop(lab, one, groups), Event())
         network.delete_switch(lab)
         if not keep_workspace:
             _forget_workspace(lab)

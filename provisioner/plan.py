@@ -79,6 +79,10 @@ def difference(desired: HostState, actual: Mapping[str, Any]) -> tuple[Change, .
         for item in desired.artifacts
     ]
     changes += [Change(host, role, "file", path, "remove") for role, path in desired.absent if path in actual["absent"]]
+    kept = {file.path for file in desired.files}
+    changes += [
+        Change(host, role, "file", path, "remove") for role, _ in desired.swept for path in actual["swept"] if path not in kept
+    ]
     written = frozenset(
         change.what for change in changes if change and (change.kind == "artifact" or change.action.startswith(("create", CONTENT)))
     )

@@ -46,6 +46,7 @@ def test_an_empty_machine_lacks_everything() -> None:
     empty = {
         "files": dict.fromkeys([CONFIG.path, KEY.path, BIRTH.path, BINARY.path]),
         "absent": [],
+        "swept": [],
         "units": {
             "etcd.service": {
                 "loaded": False,

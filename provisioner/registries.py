@@ -22,7 +22,7 @@ from provisioner.rules.outside import expand
 _MOST_BYTES = 1 << 20
 
 
-class Unusable(ValueError):
+class Unusable(ValueError):  # noqa: N818 - a finding about a file
     """What is wrong with a file, in words that do not repeat its content."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 LOGINS = "/etc/kubernetes/kubelet/registry-logins.json"
@@ -30,8 +31,7 @@ def answer(request: Any, logins: Any) -> dict[str, Any]:
 
 def main() -> None:
     """One question on standard input, its answer on standard output."""
-    with open(LOGINS, encoding="utf-8") as file:
-        logins = json.load(file)
+    logins = json.loads(Path(LOGINS).read_text(encoding="utf-8"))
     json.dump(answer(json.load(sys.stdin), logins), sys.stdout)
 
 

@@ -42,8 +42,8 @@ def addon_images_known(context: Context) -> Iterator[Problem]:
         return
     for addon in wanted:
         release = lock.release(addon.component, lock.version_of(addon.component, version))
-        official = any(sum for sums in release.official.values() for sum in sums.values())
-        built = any(sum for sums in release.modules.values() for sum in sums.values())
+        official = any(known for sums in release.official.values() for known in sums.values())
+        built = any(known for sums in release.modules.values() for known in sums.values())
         sources = {*cluster.artifacts.sources} - ({"mirror"} if cluster.artifacts.mirror is None else set())
         if not (official and sources & {"mirror", "release"}) and not (built and "modules" in sources):
             only = "it cannot be built from Go modules" if not built else "no official digest of it is known"

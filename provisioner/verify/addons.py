@@ -7,16 +7,17 @@ import contextlib
 import datetime as dt
 import http.client
 import secrets
-import socket
 import ssl
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from provisioner import registries
 from provisioner.cluster_api import Object
 from provisioner.config import Cluster, Node, Registry
 from provisioner.errors import ProvisionerError
 from provisioner.render.context import RegistryFiles
+from provisioner.render.trust import Source, ca_path, sources_of
 from provisioner.verify.model import CheckFailed, Context, each, listed, patiently, plural
 from provisioner.verify.probe import describe, is_ready, shorten
 from provisioner.wait import NotYet
@@ -46,7 +47,7 @@ def has_web(cluster: Cluster) -> bool:
 
 def has_registries(cluster: Cluster) -> bool:
     """Whether cluster.yaml tells something of a registry."""
-    return bool(cluster.containerd.registries)
+    return bool(cluster.containerd.registries or cluster.containerd.registry_mirrors)
 
 
 # --- metrics -------------------------------------------------------------------------------------------------------
@@ -246,66 +247,78 @@ def web(context: Context) -> str:
 
 
 def registries_answer(context: Context) -> str:
-    """Every node reaches each registry with the CA and the credentials of cluster.yaml; an image that is named there is pulled."""
-    base = context.workspace.cluster_file.parent
-    files = registries.read_files(context.cluster, base)
-    pairs = [(node, registry) for registry in context.cluster.containerd.registries for node in context.cluster.kubernetes_nodes]
-    each(pairs, lambda pair: _ask(context, *pair, files))
-    pulled = [registry for registry in context.cluster.containerd.registries if registry.verify_image]
-    if pulled:
+    """Every node reaches each registry, by a mirror or itself, with the CA and the credentials of cluster.yaml; an image that is named
+    there is pulled."""
+    files = registries.read_files(context.cluster, context.workspace.cluster_file.parent)
+    ways = sources_of(context.cluster)
+    nodes = context.cluster.kubernetes_nodes
+    each([(node, name) for name in ways for node in nodes], lambda pair: _ask(context, *pair, files))
+    wanted = [registry for registry in context.cluster.containerd.registries if registry.verify_image]
+    if wanted:
         context.probe.make_namespace()
-        each(
-            [(node, registry) for registry in pulled for node in context.cluster.kubernetes_nodes],
-            lambda pair: _pull(context, *pair),
-        )
-    said = f"{listed(registry.registry for registry in context.cluster.containerd.registries)} asked from every node"
-    if not pulled:
-        return f"{said}; no verifyImage to pull"
-    return f"{said}; pulled on every node: {listed(registry.verify_image or '' for registry in pulled)}"
+        each([(node, registry) for registry in wanted for node in nodes], lambda pair: _pull(context, *pair))
+    pulled = f"pulled on every node: {listed(registry.verify_image or '' for registry in wanted)}" if wanted else "none pulled"
+    return f"{listed(ways)} asked from every node; {pulled}"
 
 
-def _ask(context: Context, node: Node, registry: Registry, files: RegistryFiles) -> None:
-    """The registry's greeting, asked over the node's own network.
+def _ask(context: Context, node: Node, name: str, files: RegistryFiles) -> None:
+    """The registry's greeting, by the first of its ways that gives it, asked over the node's own network.
 
     https://github.com/opencontainers/distribution-spec/blob/main/spec.md#determining-support
     """
-    host, _, port = registry.registry.partition(":")
-    if host == "docker.io":
-        host = "registry-1.docker.io"
-    number = int(port) if port else (80 if registry.tls == "none" else 443)
-    headers = {}
-    if registry.registry in files.logins:
-        login = base64.b64encode(":".join(files.logins[registry.registry]).encode()).decode()
-        headers["Authorization"] = f"Basic {login}"
-    try:
-        with context.connections.forward(node, number, host=host) as forward:
-            connection = http.client.HTTPConnection("127.0.0.1", forward.port, timeout=context.seconds / 4)
-            try:
-                connection.connect()
-                if registry.tls != "none":
-                    tls = _tls(registry, files.cas.get(registry.registry))
-                    connection.sock = tls.wrap_socket(connection.sock, server_hostname=host)
-                connection.request("GET", "/v2/", headers={"Host": registry.registry, **headers})
-                answer = connection.getresponse()
-                answer.read()
-            except (OSError, http.client.HTTPException) as error:
-                why = forward.error or f"{type(error).__name__}: {error}"
-                raise CheckFailed(f"{node.name}: no answer from {registry.registry}: {shorten(why)}") from None
-            finally:
-                connection.close()
-    except socket.gaierror as error:
-        raise CheckFailed(f"{node.name}: {registry.registry}: {error}") from None
-    # one that gives out tokens is asked for one by containerd: with the greeting alone nothing can be said of the credentials
-    bearer = (answer.getheader("WWW-Authenticate") or "").lower().startswith("bearer")
-    if answer.status != http.client.OK and not (answer.status == http.client.UNAUTHORIZED and bearer):
-        refused = "refuses its credentials" if headers else "wants credentials, and cluster.yaml has none for it"
-        what = refused if answer.status == http.client.UNAUTHORIZED else "is no registry"
-        raise CheckFailed(f"{node.name}: {registry.registry} {what}: it answers {answer.status}")
+    itself, mirrors = sources_of(context.cluster)[name]
+    failures = []
+    for source in (*mirrors, *((itself,) if itself.url else ())):
+        try:
+            status, challenge = _greeting(context, node, source, files, files.logins.get(name))
+        except CheckFailed as failure:
+            failures.append(f"{source.url}: {failure}")
+            continue
+        # one that gives out tokens is asked for one by containerd: the greeting alone says nothing of the credentials
+        if status == http.client.OK or (status == http.client.UNAUTHORIZED and challenge.lower().startswith("bearer")):
+            return
+        if status == http.client.UNAUTHORIZED:
+            given = "refuses its credentials" if name in files.logins else "wants credentials, and cluster.yaml has none for it"
+            failures.append(f"{source.url} {given}")
+        else:
+            failures.append(f"{source.url} is no registry: it answers {status}")
+    raise CheckFailed(*(f"{node.name}: {name}: {failure}" for failure in failures))
 
 
-def _tls(registry: Registry, ca: bytes | None) -> ssl.SSLContext:
+def _greeting(
+    context: Context, node: Node, source: Source, files: RegistryFiles, login: tuple[str, str] | None
+) -> tuple[int, str]:
+    """Status of the answer, and what it asks to be shown.
+
+    Raises:
+        CheckFailed: there is none.
+    """
+    url = urlsplit(source.url)
+    host, port = str(url.hostname), url.port or (443 if url.scheme == "https" else 80)
+    headers = {"Host": url.netloc}
+    if login:
+        headers["Authorization"] = f"Basic {base64.b64encode(':'.join(login).encode()).decode()}"
+    cas = {ca_path(name): ca for name, ca in files.cas.items()}
+    with context.connections.forward(node, port, host=host) as forward:
+        connection = http.client.HTTPConnection("127.0.0.1", forward.port, timeout=context.seconds / 4)
+        try:
+            connection.connect()
+            if url.scheme == "https":
+                tls = _tls(cas.get(source.ca), skip=source.skip_verify)
+                connection.sock = tls.wrap_socket(connection.sock, server_hostname=host)
+            connection.request("GET", f"{url.path.rstrip('/').removesuffix('/v2')}/v2/", headers=headers)
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status, answer.getheader("WWW-Authenticate") or ""
+        except (OSError, http.client.HTTPException) as error:
+            raise CheckFailed(f"no answer: {shorten(forward.error or f'{type(error).__name__}: {error}')}") from None
+        finally:
+            connection.close()
+
+
+def _tls(ca: bytes | None, *, skip: bool) -> ssl.SSLContext:
     context = ssl.create_default_context()
-    if registry.tls == "skip-verify":
+    if skip:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     elif ca is not None:

@@ -247,8 +247,7 @@ def web(context: Context) -> str:
 
 
 def registries_answer(context: Context) -> str:
-    """Every node reaches each registry, by a mirror or itself, with the CA and the credentials of cluster.yaml; an image that is named
-    there is pulled."""
+    """Every node reaches each registry, by a mirror or itself, with CA and credentials of cluster.yaml; `verifyImage` is pulled."""
     files = registries.read_files(context.cluster, context.workspace.cluster_file.parent)
     ways = sources_of(context.cluster)
     nodes = context.cluster.kubernetes_nodes
@@ -285,9 +284,7 @@ def _ask(context: Context, node: Node, name: str, files: RegistryFiles) -> None:
     raise CheckFailed(*(f"{node.name}: {name}: {failure}" for failure in failures))
 
 
-def _greeting(
-    context: Context, node: Node, source: Source, files: RegistryFiles, login: tuple[str, str] | None
-) -> tuple[int, str]:
+def _greeting(context: Context, node: Node, source: Source, files: RegistryFiles, login: tuple[str, str] | None) -> tuple[int, str]:
     """Status of the answer, and what it asks to be shown.
 
     Raises:

@@ -162,7 +162,8 @@ def serve(address: IPv4Address, directory: Path, password: str) -> Iterator[Regi
             else:
                 self.answer(404, "text/plain", b"", {})
 
-        do_HEAD = do_GET
+        def do_HEAD(self) -> None:
+            self.do_GET()
 
         def answer(self, status: int, media: str, content: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.e2e
 Real = Any  # tests/e2e/conftest.py; pytest imports no test module by name
 Lab = Callable[..., contextlib.AbstractContextManager[Real]]
 
-PASSWORD = "p4ss: word, that is nobody's"
+PASSWORD = "p4ss: word, that is nobody's"  # noqa: S105 - of a registry that lives as long as this test
 # A definition, an object of it right behind, and a list: in the order of the files.
 MANIFESTS = {
     "10-kind.yaml": """\
@@ -76,7 +76,7 @@ containerd:
 
 @pytest.fixture(scope="module")
 def site(bare_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Real, Registry, str]]:
-    """One control plane and one worker with every addon that can be had here, a registry beside them, cluster.yaml's first lines."""
+    """One control plane and one worker with every addon that can be had here, a registry beside them, cluster.yaml's head."""
     with bare_lab("--control-planes", "1", "--workers", "1") as real:
         # the first address of a lab's network is this machine's own
         address = IPv4Network(f"{real.cluster.nodes[0].ip}/24", strict=False)[1]

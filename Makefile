@@ -14,7 +14,7 @@ ARGS ?=
 RUNS ?= 5
 
 # What `provisioner up` takes from the machine: Python, a C compiler for runc and pause, and the lab's tools.
-PACKAGES := python3 python3-venv ca-certificates gcc libc6-dev libseccomp-dev pkg-config \
+PACKAGES := python3 python3-venv ca-certificates gcc libc6-dev libseccomp-dev pkg-config busybox-static \
 	systemd-container mmdebstrap debian-archive-keyring iproute2 procps util-linux openssh-client
 # What the tests take besides: real OpenSSH servers and users, a second opinion on certificates, a look at packet filters, a
 # browser for the page of `report`, Graphviz for `graph`.

@@ -54,6 +54,10 @@ class ClusterApiError(ProvisionerError):
         self.reason = reason
 
 
+class UnknownKind(ClusterApiError):  # noqa: N818 - a refusal like any other, told apart
+    """The API serves no such kind, or not yet: its definition may be on its way."""
+
+
 # The client's modules import each other: two threads that begin at different ends would deadlock.
 _IMPORTING = threading.Lock()
 
@@ -271,6 +275,8 @@ class ClusterApi:
             return known
         path = f"/api/{api}" if "/" not in api else f"/apis/{api}"
         response = self.request("GET", path)
+        if response.status == 404:
+            raise UnknownKind(f"the cluster's API has no {api}, and so no kind {kind}", status=404, reason="NotFound")
         if response.status >= 300:
             raise self._error(f"find the kind {kind} of {api}", response)
         for resource in response.json().get("resources") or []:
@@ -279,7 +285,7 @@ class ClusterApi:
         try:
             return self._discovered[api, kind]
         except KeyError:
-            raise ClusterApiError(f"the cluster's API has no kind {kind} in {api}", status=404, reason="NotFound") from None
+            raise UnknownKind(f"the cluster's API has no kind {kind} in {api}", status=404, reason="NotFound") from None
 
     # --- pods --------------------------------------------------------------------------------------------------
 

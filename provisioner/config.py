@@ -203,10 +203,40 @@ class RegistryMirror(Model):
     endpoints: tuple[str, ...] = Field(min_length=1, description="URLs tried in order")
 
 
+class Registry(Model):
+    """A registry that needs more than its name. Secrets stay in files of their own: cluster.yaml is for many eyes."""
+
+    registry: str = Field(description="Its host as in names of images, e.g. registry.example.com:5000")
+    credentials: str | None = Field(
+        default=None, description="File (0600) of two lines, `username: …` and `password: …`; kubelets give them to containerd"
+    )
+    ca: str | None = Field(default=None, description="File with the certificates (PEM) of the CAs that its certificate is of")
+    tls: Literal["verify", "skip-verify", "none"] = Field(
+        default="verify",
+        description="skip-verify takes any certificate; none speaks http. Both let others read and change what comes",
+    )
+    verify_image: str | None = Field(
+        default=None, description="An image there that `verify` pulls on every node; without it the registry is merely asked"
+    )
+
+
 class Containerd(Model):
     """The container runtime."""
 
     registry_mirrors: tuple[RegistryMirror, ...] = Field(default=(), description="Where to ask for a registry's images first")
+    registries: tuple[Registry, ...] = Field(default=(), description="Registries with credentials, a CA of their own, or no TLS")
+
+
+class Addons(Model):
+    """What is installed into the cluster besides; all of it is off unless it stands here."""
+
+    metrics_server: bool = Field(default=False, description="Usage of nodes and pods, for `kubectl top` and autoscaling")
+    local_path: bool = Field(default=False, description="A default StorageClass, local-path: volumes are directories of one node")
+    local_path_directory: str = Field(
+        default="/var/lib/local-path-provisioner",
+        description="Where those volumes lie on the nodes; nothing here ever deletes it, `reset` neither",
+    )
+    headlamp: bool = Field(default=False, description="A web UI, reached by `kubectl port-forward` and a token of the user's own")
 
 
 class HttpProxy(Model):
@@ -282,6 +312,7 @@ class Cluster(Model):
     containerd: Containerd = Field(default=Containerd(), description="The container runtime")
     http_proxy: HttpProxy = Field(default=HttpProxy(), description="Proxy towards the internet")
     artifacts: Artifacts = Field(default=Artifacts(), description="Where binaries and images come from")
+    addons: Addons = Field(default=Addons(), description="What is installed into the cluster besides")
     manifests: tuple[str, ...] = Field(default=(), description="Files or directories applied after the cluster's own objects")
 
     def node(self, name: str) -> Node:

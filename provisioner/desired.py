@@ -66,6 +66,8 @@ class Unit:
 class HostState:
     """Everything one host shall be. ``absent`` holds (role, path) pairs.
 
+    ``swept`` holds (role, pattern) pairs: what of ours lies there, as first line or name tell, and is none of ``files`` goes.
+
     ``before`` is what is asked of a machine before its very first change, so that it can be made what it was again.
     """
 
@@ -74,6 +76,7 @@ class HostState:
     artifacts: tuple[Artifact, ...] = ()
     units: tuple[Unit, ...] = ()
     absent: tuple[tuple[str, str], ...] = ()
+    swept: tuple[tuple[str, str], ...] = ()
     sysctls: tuple[tuple[str, str], ...] = ()
     modules: tuple[str, ...] = ()
     users: tuple[str, ...] = ()
@@ -123,6 +126,7 @@ def load_host(directory: str | Path, host: str) -> HostState:
             Unit(**{**unit, "reload_on": tuple(unit["reload_on"]), "reads": tuple(unit["reads"])}) for unit in document["units"]
         ),
         absent=tuple((role, path) for role, path in document["absent"]),
+        swept=tuple((role, pattern) for role, pattern in document["swept"]),
         sysctls=tuple((name, value) for name, value in document["sysctls"]),
         modules=tuple(document["modules"]),
         users=tuple(document["users"]),

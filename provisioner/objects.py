@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import difflib
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,20 @@ import jinja2
 import yaml
 
 from provisioner import topology
-from provisioner.cluster_api import ClusterApi
+from provisioner.cluster_api import ClusterApi, UnknownKind
 from provisioner.config import Cluster, Node
 from provisioner.errors import BadInput
 from provisioner.pki import BootstrapToken
 from provisioner.plan import CLUSTER, Change
+from provisioner.rules.outside import expand, manifest_files
+from provisioner.wait import wait_until
 
 MANIFESTS = Path(__file__).resolve().parent / "manifests"
 BOOTSTRAP_GROUP = "system:bootstrappers:provisioner:nodes"
 BOOTSTRAP_TOKEN_LIFETIME = dt.timedelta(hours=1)
+
+# How long the API may take to serve a kind that was just defined.
+KIND_SECONDS = 30.0
 
 Object = dict[str, Any]
 
@@ -31,7 +38,6 @@ def cluster_objects(cluster: Cluster, *, coredns_image: str) -> tuple[Object, ..
     names = ["rbac", "coredns"]
     if cluster.network.plugin == "flannel":
         names.insert(1, "flannel")
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(MANIFESTS), undefined=jinja2.StrictUndefined, autoescape=False)  # noqa: S701 - YAML
     variables = {
         "bootstrap_group": BOOTSTRAP_GROUP,
         "coredns_image": coredns_image,
@@ -39,25 +45,30 @@ def cluster_objects(cluster: Cluster, *, coredns_image: str) -> tuple[Object, ..
         "dns_replicas": min(2, len(cluster.kubernetes_nodes)),
         "dns_service_ip": str(topology.dns_service_ip(cluster)),
     }
-    documents: list[Object] = []
-    for name in names:
-        documents += yaml.safe_load_all(environment.get_template(f"{name}.yaml.j2").render(variables))
-    return tuple(documents)
+    return tuple(obj for name in names for obj in render(name, variables))
+
+
+def render(name: str, variables: Mapping[str, Any]) -> tuple[Object, ...]:
+    """The objects of one of our own manifests."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(MANIFESTS), undefined=jinja2.StrictUndefined, autoescape=False)  # noqa: S701 - YAML
+    return tuple(yaml.safe_load_all(environment.get_template(f"{name}.yaml.j2").render(variables)))
 
 
 def user_objects(cluster: Cluster, base: Path) -> tuple[Object, ...]:
-    """The objects of ``manifests:``; directories are read in the order of their file names.
+    """The objects of ``manifests:`` in the order of the files, those of a directory by their names; a List is what is in it.
 
     Raises:
         BadInput: a file is missing, or is no Kubernetes object.
     """
     documents: list[Object] = []
     for name in cluster.manifests:
-        path = base / name
-        files = sorted(path.glob("*.y*ml")) if path.is_dir() else [path]
+        path = expand(name, base)
+        files = manifest_files(path) if path.is_dir() else [path]
         for file in files:
             try:
-                found = [document for document in yaml.safe_load_all(file.read_text()) if document is not None]
+                found = [
+                    one for document in yaml.safe_load_all(file.read_text()) if document is not None for one in _unpacked(document)
+                ]
             except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
                 raise BadInput(f"{file}: cannot be read as YAML: {error}", hint="see `manifests:` in cluster.yaml") from error
             for document in found:
@@ -65,8 +76,15 @@ def user_objects(cluster: Cluster, base: Path) -> tuple[Object, ...]:
                     raise BadInput(
                         f"{file}: a document without apiVersion, kind and metadata.name", hint="each must be a Kubernetes object"
                     )
-            documents += found
+                documents.append(document)
     return tuple(documents)
+
+
+def _unpacked(document: Any) -> list[Any]:
+    """The items of a List, which is no object by itself; else the document."""
+    if isinstance(document, dict) and document.get("kind") == "List" and isinstance(document.get("items"), list):
+        return list(document["items"])
+    return [document]
 
 
 def _is_object(document: object) -> bool:
@@ -134,12 +152,42 @@ def difference(api: ClusterApi, objects: Iterable[Object]) -> tuple[Change, ...]
     """Which objects would change: a server-side apply as a dry run, compared with what is stored."""
     changes = []
     for obj in objects:
-        live = api.get(obj)
+        try:
+            live = api.get(obj)
+        except UnknownKind:
+            # the definition of its kind comes with the same run
+            live = None
         if live is None:
             changes.append(Change(CLUSTER, "objects", "object", describe(obj), "create"))
-        elif _bare(api.apply(obj, dry_run=True)) != _bare(live):
-            changes.append(Change(CLUSTER, "objects", "object", describe(obj), "change"))
+            continue
+        before, after = _bare(live), _bare(api.apply(obj, dry_run=True))
+        if before != after:
+            changes.append(Change(CLUSTER, "objects", "object", describe(obj), "change", _diff(obj, before, after)))
     return tuple(changes)
+
+
+def apply_all(api: ClusterApi, objects: Iterable[Object]) -> None:
+    """Server-side apply in order. A kind that was defined a moment ago is waited for.
+
+    Raises:
+        WaitTimeout: the API does not get to know a kind.
+    """
+    for obj in objects:
+        wait_until(
+            f"{describe(obj)} is applied",
+            partial(api.apply, obj),
+            seconds=KIND_SECONDS,
+            retry_on=(UnknownKind,),
+            hint="whatever defines its kind must come first in `manifests`",
+        )
+
+
+def _diff(obj: Object, before: Object, after: Object) -> str:
+    """A unified diff; empty of a Secret, whose content nobody is to see."""
+    if obj["kind"] == "Secret":
+        return ""
+    old, new = (yaml.safe_dump(one, sort_keys=True).splitlines(keepends=True) for one in (before, after))
+    return "".join(difflib.unified_diff(old, new, describe(obj), describe(obj)))
 
 
 def _bare(obj: Object) -> Object:

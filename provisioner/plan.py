@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 from provisioner.desired import File, HostState, Unit
@@ -79,6 +80,12 @@ def difference(desired: HostState, actual: Mapping[str, Any]) -> tuple[Change, .
         for item in desired.artifacts
     ]
     changes += [Change(host, role, "file", path, "remove") for role, path in desired.absent if path in actual["absent"]]
+    kept = {file.path for file in desired.files}
+    changes += [
+        Change(host, next(role for role, pattern in desired.swept if fnmatch(path, pattern)), "file", path, "remove")
+        for path in actual["swept"]
+        if path not in kept
+    ]
     written = frozenset(
         change.what for change in changes if change and (change.kind == "artifact" or change.action.startswith(("create", CONTENT)))
     )

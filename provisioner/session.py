@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from provisioner import artifacts, pki, preflight, quarantine, registry, topology
+from provisioner import artifacts, pki, preflight, quarantine, registries, registry, topology
+from provisioner.addons import table as addons
 from provisioner.artifacts import Lock, bundle
 from provisioner.artifacts.lock import Arch
 from provisioner.backup import scheduled
@@ -35,7 +36,7 @@ from provisioner.workspace import Workspace, write_atomic
 if TYPE_CHECKING:
     from provisioner.members import Join
 
-# Images by the name of their archive on the nodes, and the lock's component they come from.
+# Images by the name of their archive on the nodes, and the lock's component they come from; those of addons come on top.
 IMAGES = ("pause", "coredns", "agnhost")
 ARCHES: tuple[Arch, ...] = ("amd64", "arm64")
 
@@ -308,8 +309,12 @@ def _context(session: Session, node: Node) -> HostContext:
         cluster_id=pki.cluster_id(made),
         certificates=certificates,
         artifacts=session.cache[facts.arch],
-        images={name: Image(f"images/{name}.tar", session.lock.image(name, session.cluster.kubernetes.version)) for name in IMAGES},
+        images={
+            name: Image(f"images/{name}.tar", session.lock.image(name, session.cluster.kubernetes.version))
+            for name in (*IMAGES, *(addon.component for addon in addons.wanted_by(session.cluster)))
+        },
         bootstrap_kubeconfig=kubeconfig,
+        registries=registries.read_files(session.cluster, session.workspace.cluster_file.parent),
     )
 
 

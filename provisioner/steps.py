@@ -14,6 +14,9 @@ from cryptography import x509
 
 from provisioner import authorities, cluster_api, leave, members, objects, plays, verify
 from provisioner import session as sessions
+from provisioner.addons import record
+from provisioner.addons.objects import addon_objects
+from provisioner.addons.table import wanted_by
 from provisioner.cluster_api import ClusterApi, ClusterApiError
 from provisioner.config import Node, Role
 from provisioner.errors import ApplyError, BadInput, ProvisionerError, WaitTimeout
@@ -167,9 +170,16 @@ def _desired_objects(session: Session) -> tuple[objects.Object, ...]:
     coredns = session.lock.image("coredns", session.cluster.kubernetes.version)
     own = objects.cluster_objects(session.cluster, coredns_image=coredns)
     if session.scope is not None:
-        # a run about single machines leaves the user's own manifests to `apply`
+        # a run about single machines leaves addons and the user's own manifests to `apply`
         return own
-    return (*own, *objects.user_objects(session.cluster, session.workspace.cluster_file.parent))
+    addons = (obj for found in _addon_objects(session).values() for obj in found)
+    return (*own, *addons, *objects.user_objects(session.cluster, session.workspace.cluster_file.parent))
+
+
+def _addon_objects(session: Session) -> Mapping[str, tuple[objects.Object, ...]]:
+    version = session.cluster.kubernetes.version
+    images = {addon.component: session.lock.image(addon.component, version) for addon in wanted_by(session.cluster)}
+    return addon_objects(session.cluster, images, session.the_pki())
 
 
 def _labels(session: Session) -> tuple[objects.Object, ...]:
@@ -205,6 +215,7 @@ def _look_at_cluster(
             back = leave.returned(session, nodes)
             differences = (
                 *objects.difference(api, desired),
+                *(record.look(api, _addon_objects(session)) if session.scope is None else ()),
                 *objects.deletions(stale),
                 *(
                     Change(name, "settle", "node", name, "uncordon (it was to leave, or was being upgraded, and stays)")
@@ -303,7 +314,7 @@ def _name_strangers(session: Session, nodes: Collection[str]) -> None:
 
 
 def apply_objects(session: Session) -> Session:
-    """INPUTS: manifests/, tokens. OUTPUTS: RBAC, policies, CoreDNS, the Secrets of bootstrap tokens."""
+    """INPUTS: manifests/, tokens. OUTPUTS: RBAC, policies, CoreDNS, addons and no others, the Secrets of bootstrap tokens."""
     changed = session.plan.hosts_of("objects")
     if not changed and not session.tokens:
         return session
@@ -315,8 +326,10 @@ def apply_objects(session: Session) -> Session:
         for name, token in session.tokens.items():
             api.apply(objects.bootstrap_secret(token, session.cluster.node(name), now))
         if changed:
-            for obj in _desired_objects(session):
-                api.apply(obj)
+            addons = record.begin(api, _addon_objects(session)) if session.scope is None else None
+            objects.apply_all(api, _desired_objects(session))
+            if addons is not None:
+                record.finish(api, addons)
     return session
 
 

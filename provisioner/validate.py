@@ -8,7 +8,7 @@ from pathlib import Path
 from provisioner.config import Cluster
 from provisioner.problems import Path as Where
 from provisioner.problems import Problem
-from provisioner.rules import backups, flags, labels, network, nodes, outside, vip
+from provisioner.rules import addons, backups, flags, labels, network, nodes, outside, registries, vip
 from provisioner.rules.rule import Context, Rule
 
 _IPS = ("nodes.address", "nodes.clusterAddress")
@@ -83,6 +83,9 @@ RULES: tuple[Rule, ...] = (
     Rule(backups.backup_leaves_the_machine, ("backups.schedule", "backups.copy", "backups.localOnly")),
     Rule(backups.backup_directory, ("backups.directory",)),
     Rule(backups.backup_happens, ("backups",)),
+    # addons
+    Rule(addons.addon_images_known, ("addons", "kubernetes.version", "artifacts.sources")),
+    Rule(addons.local_path_directory, ("addons.localPathDirectory",)),
     # what lies outside
     Rule(outside.kubernetes_version_known, ("kubernetes.version",)),
     Rule(outside.ssh_users, ("ssh.user", "ssh.bastion", "nodes.sshUser")),
@@ -90,7 +93,9 @@ RULES: tuple[Rule, ...] = (
     Rule(outside.bastion_valid, ("ssh.bastion",)),
     Rule(outside.manifests_readable, ("manifests",)),
     Rule(outside.artifacts_mirror, ("artifacts.mirror", "artifacts.sources")),
-    Rule(outside.registry_mirrors, ("containerd.registryMirrors",)),
+    Rule(registries.registry_mirrors, ("containerd.registryMirrors",)),
+    Rule(registries.registries_usable, ("containerd.registries",)),
+    Rule(registries.registry_logins_given, ("containerd.registries", "kubelet.flags")),
     Rule(outside.http_proxy_valid, ("httpProxy.http", "httpProxy.https", "httpProxy.noProxy")),
 )
 

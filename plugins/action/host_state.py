@@ -24,6 +24,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         options = {
             "files": files,
             "absent": [path for _, path in state.absent],
+            "swept": [pattern for _, pattern in state.swept],
             "units": [{"name": unit.name, "reload_on": list(unit.reload_on), "reads": list(unit.reads)} for unit in state.units],
             "sysctls": [name for name, _ in state.sysctls],
             "modules": list(state.modules),

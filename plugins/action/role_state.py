@@ -27,6 +27,7 @@ def part_of(state: HostState, role: str) -> dict[str, Any]:
             if file.role == role
         ],
         "absent": [path for owner, path in state.absent if owner == role],
+        "swept": [pattern for owner, pattern in state.swept if owner == role],
         "units": [
             {"name": unit.name, "hash": unit.hash, "reload_on": list(unit.reload_on), "reads": list(unit.reads)}
             for unit in state.units

@@ -6,6 +6,7 @@ Runs on the node's own Python (3.9 and newer) with the standard library only.
 
 from __future__ import annotations
 
+import glob
 import grp
 import hashlib
 import json
@@ -158,6 +159,27 @@ def write_atomic(path, content, mode, owner, group):
         if os.path.exists(name):
             os.unlink(name)
         raise
+
+
+# How a text begins that was placed here, and how others of ours are called that cannot say so.
+PLACED = b"# Placed by provisioner"
+OUR_PREFIX = "provisioner-"
+
+
+def ours_in(patterns):
+    """Files of ours among those that match shell patterns, in order; what others have put there is theirs."""
+    found = []
+    for path in sorted(path for pattern in patterns for path in glob.glob(pattern)):
+        if os.path.basename(path).startswith(OUR_PREFIX):
+            found.append(path)
+            continue
+        try:
+            with open(path, "rb") as file:
+                if file.read(len(PLACED)) == PLACED:
+                    found.append(path)
+        except OSError:
+            continue
+    return found
 
 
 UNIT_PROPERTIES = (

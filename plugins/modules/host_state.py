@@ -13,6 +13,7 @@ description:
 options:
   files: {description: "Files: path, sha256 wanted, whether content may be shown.", type: list, elements: dict, default: []}
   absent: {description: Paths that should not exist., type: list, elements: str, default: []}
+  swept: {description: Patterns of paths; what of ours is there is told., type: list, elements: str, default: []}
   units: {description: "Units to look at: name, reload_on and reads.", type: list, elements: dict, default: []}
   sysctls: {description: Names of kernel parameters., type: list, elements: str, default: []}
   modules: {description: Names of kernel modules., type: list, elements: str, default: []}
@@ -27,7 +28,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 state:
-  description: "The actual state: files, units, sysctls, modules, users, kubelet_certificate, kubelet_authority, etcd_data."
+  description: "The actual state: files, swept, units, sysctls, modules, users, kubelet_certificate, kubelet_authority, etcd_data."
   returned: always
   type: dict
 """
@@ -37,7 +38,7 @@ import os
 import re
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.provisioner_host import HASH_CACHE, HashCache, describe, describe_unit, unit_states, user_exists
+from ansible.module_utils.provisioner_host import HASH_CACHE, HashCache, describe, describe_unit, ours_in, unit_states, user_exists
 from ansible.module_utils.provisioner_litter import sweep
 
 KUBELET_CERTIFICATE = "/var/lib/kubelet/pki/kubelet-client-current.pem"
@@ -107,6 +108,7 @@ def main():
     options = {
         "files": {"type": "list", "elements": "dict", "default": []},
         "absent": {"type": "list", "elements": "str", "default": []},
+        "swept": {"type": "list", "elements": "str", "default": []},
         "units": {"type": "list", "elements": "dict", "default": []},
         "sysctls": {"type": "list", "elements": "str", "default": []},
         "modules": {"type": "list", "elements": "str", "default": []},
@@ -123,6 +125,7 @@ def main():
             # the digests of large files are remembered for the next look, unless nothing at all may be written
             "files": read_files(want["files"], remember=not module.check_mode),
             "absent": [path for path in want["absent"] if os.path.lexists(path)],
+            "swept": ours_in(want["swept"]),
             "units": {unit["name"]: describe_unit(unit, states[unit["name"]]) for unit in want["units"]},
             "sysctls": {name: read_sysctl(name) for name in want["sysctls"]},
             "modules": [name for name in want["modules"] if os.path.isdir("/sys/module/" + name.replace("-", "_"))],

@@ -82,6 +82,7 @@ from ansible.module_utils.provisioner_apply import (
     wait_healthy,
 )
 from ansible.module_utils.provisioner_before import record_before
+from ansible.module_utils.provisioner_host import ours_in
 
 UNTIL = {
     "unit": {"type": "str", "required": True},
@@ -103,7 +104,9 @@ def apply(wanted, params, dry):
     changes = ["discarded " + path for path in discard(until["unit"], params["discard"], dry)] if params["discard"] else []
     placed, diffs = place_files(wanted["files"], dry)
     changes += ["placed " + path for path in placed]
-    changes += ["removed " + path for path in remove([*params["forget"], *wanted["absent"]], dry)]
+    kept = [item["path"] for item in wanted["files"]]
+    left = [path for path in ours_in(wanted["swept"]) if path not in kept]
+    changes += ["removed " + path for path in remove([*params["forget"], *wanted["absent"], *left], dry)]
     changes += ["created user " + name for name in create_users(wanted["users"], dry)]
     changes += ["loaded module " + name for name in load_modules(wanted["modules"], dry)]
     changes += ["set " + name for name in set_sysctls(wanted["sysctls"], dry)]

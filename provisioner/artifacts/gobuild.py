@@ -23,6 +23,8 @@ from provisioner.errors import ArtifactError
 # go.mod and go.sum per component and version; made by `artifacts lock` where they are missing.
 KEPT = Path(__file__).parent / "gomod"
 BUILD_SECONDS = 2 * 3600
+# Debian's busybox-static
+BUSYBOX = Path("/bin/busybox")
 _TRIPLES: dict[Arch, str] = {"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 _UNREACHABLE = re.compile(r"dial tcp|no such host|i/o timeout|connection re(fused|set)|TLS handshake|proxyconnect|unexpected EOF")
 
@@ -65,6 +67,7 @@ def build(job: Job, outputs: Sequence[str], go: Go, work: Path) -> dict[str, Pat
         ArtifactError: a tool is missing, the module proxy does not answer, or the build fails.
     """
     compiler = _c_compiler(job, go) if job.recipe.needs_c else ""
+    busybox = _busybox(job) if job.recipe.needs_busybox else None
     source = work / "source"
     source.mkdir()
     prepare_module(job, go, source)
@@ -77,7 +80,9 @@ def build(job: Job, outputs: Sequence[str], go: Go, work: Path) -> dict[str, Pat
     results: dict[str, Path] = {}
     for name, binary in binaries.items():
         results[name] = work / Path(name).name
-        oci.single_binary(job.recipe.image, binary, reference=job.image, arch=job.arch, work=work, target=results[name])
+        oci.single_binary(
+            job.recipe.image, binary, reference=job.image, arch=job.arch, work=work, target=results[name], busybox=busybox
+        )
     return results
 
 
@@ -246,6 +251,25 @@ def _c_compiler(job: Job, go: Go) -> str:
             hint=hint,
         )
     return compiler
+
+
+def _busybox(job: Job) -> Path:
+    """The distribution's static busybox, for images with a shell.
+
+    Raises:
+        ArtifactError: it is not installed, is linked to libraries that the image has not, or is for another architecture.
+    """
+    hint = "apt-get install busybox-static; or let the source `release` or `mirror` bring it"
+    if job.arch != machine():
+        raise ArtifactError(f"{job}: needs a busybox for {job.arch}, and this machine has its own alone", hint=hint)
+    try:
+        head = BUSYBOX.read_bytes()
+    except OSError:
+        raise ArtifactError(f"{job}: {BUSYBOX} is not there, and this image needs a shell", hint=hint) from None
+    # what the program header PT_INTERP names, at the beginning of the file
+    if b"/ld-linux" in head[:4096]:
+        raise ArtifactError(f"{job}: {BUSYBOX} is not static, and the image has no libraries", hint=hint)
+    return BUSYBOX
 
 
 def _run(job: Job, go: Go, command: Sequence[str | Path], cwd: Path, environment: Mapping[str, str]) -> str:

@@ -22,6 +22,12 @@ LAYER = "application/vnd.oci.image.layer.v1.tar"
 _EPOCH = "1970-01-01T00:00:00Z"
 
 
+class _Link(str):
+    """Where a symbolic link leads."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Blob:
     """One blob of an image: its bytes are in a file, whose sha256 is known."""
@@ -41,12 +47,15 @@ class Blob:
         return {"mediaType": self.media_type, "digest": self.digest, "size": self.path.stat().st_size}
 
 
-def single_binary(spec: ImageSpec, binary: Path, *, reference: str, arch: str, work: Path, target: Path) -> None:
+def single_binary(
+    spec: ImageSpec, binary: Path, *, reference: str, arch: str, work: Path, target: Path, busybox: Path | None = None
+) -> None:
     """Write the archive of an image that holds one static binary.
 
     Args:
         spec: how it is started, and as whom.
         binary: the file that becomes ``/NAME``.
+        busybox: what the spec's applets are links to; needed where it has some.
         reference: the name the import gives it, with a tag.
         arch: Go's name of the architecture.
         work: a directory for intermediate files.
@@ -55,13 +64,16 @@ def single_binary(spec: ImageSpec, binary: Path, *, reference: str, arch: str, w
     layer_path = work / "layer.tar"
     with tarfile.open(layer_path, "w", format=tarfile.PAX_FORMAT) as layer:
         users = "root:x:0:0:root:/:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n"
-        entries: list[tuple[str, int, bytes | Path | None]] = [
+        entries: list[tuple[str, int, bytes | Path | _Link | None]] = [
             (spec.binary, 0o755, binary),
             ("etc", 0o755, None),
             ("etc/passwd", 0o644, users.encode()),
             ("etc/group", 0o644, b"root:x:0:\nnobody:x:65534:\n"),
             *((name, mode, None) for name, mode in spec.directories),
         ]
+        if spec.applets:
+            entries += [("bin", 0o755, None), ("bin/busybox", 0o755, busybox)]
+            entries += [(f"bin/{name}", 0o777, _Link("busybox")) for name in spec.applets]
         for name, mode, content in sorted(entries, key=lambda entry: entry[0]):
             _put(layer, name, mode, content)
     layer_blob = Blob.of(LAYER, layer_path)
@@ -135,12 +147,15 @@ def _dump(document: object) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _put(archive: tarfile.TarFile, name: str, mode: int, content: bytes | Path | None) -> None:
+def _put(archive: tarfile.TarFile, name: str, mode: int, content: bytes | Path | _Link | None) -> None:
     """Add one entry owned by root, of the epoch; a directory where there is no content."""
     entry = tarfile.TarInfo(name)
     entry.mode = mode
     entry.mtime = 0
-    if content is None:
+    if isinstance(content, _Link):
+        entry.type, entry.linkname = tarfile.SYMTYPE, str(content)
+        archive.addfile(entry)
+    elif content is None:
         entry.type = tarfile.DIRTYPE
         archive.addfile(entry)
     elif isinstance(content, Path):

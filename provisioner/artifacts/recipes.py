@@ -19,7 +19,10 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """A container image with one binary in it (``/NAME``)."""
+    """A container image with one binary in it (``/NAME``).
+
+    ``applets`` are programs in ``/bin`` besides, a shell say: all of them the one static busybox of Debian's ``busybox-static``.
+    """
 
     binary: str
     entrypoint: tuple[str, ...]
@@ -27,6 +30,7 @@ class ImageSpec:
     user: str = ""
     directories: tuple[tuple[str, int], ...] = ()
     ports: tuple[str, ...] = ()
+    applets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,11 @@ class Recipe:
     def needs_c(self) -> bool:
         """Whether a C compiler and a static C library take part, whose versions then show in the bytes."""
         return bool(self.cgo_libraries or self.c_source)
+
+    @property
+    def needs_busybox(self) -> bool:
+        """Whether the distribution's busybox goes into the image, whose version then shows in the bytes."""
+        return self.image is not None and bool(self.image.applets)
 
 
 _KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
@@ -125,6 +134,24 @@ RECIPES: dict[str, Recipe] = {
         modules=("github.com/coredns/coredns",),
         packages=(("images/coredns.tar", "github.com/coredns/coredns"),),
         image=ImageSpec(binary="coredns", entrypoint=("/coredns",), user="65532:65532", ports=("53/tcp", "53/udp")),
+    ),
+    "metrics-server": Recipe(
+        modules=("sigs.k8s.io/metrics-server",),
+        packages=(("images/metrics-server.tar", "sigs.k8s.io/metrics-server/cmd/metrics-server"),),
+        variables=(("k8s.io/client-go/pkg/version.gitVersion", "v{version}"),),
+        image=ImageSpec(binary="metrics-server", entrypoint=("/metrics-server",), user="65534", ports=("10250/tcp",)),
+    ),
+    "local-path-provisioner": Recipe(
+        modules=("github.com/rancher/local-path-provisioner",),
+        packages=(("images/local-path-provisioner.tar", "github.com/rancher/local-path-provisioner"),),
+        variables=(("main.VERSION", "v{version}"),),
+        # as the official image, which is Alpine's: its helper pods make and delete directories with a shell
+        image=ImageSpec(
+            binary="local-path-provisioner",
+            entrypoint=(),
+            command=("local-path-provisioner",),
+            applets=("sh", "mkdir", "rm", "chmod"),
+        ),
     ),
     "age": Recipe(
         modules=("filippo.io/age",),

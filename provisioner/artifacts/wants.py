@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from provisioner.addons import table
 from provisioner.artifacts.lock import Arch, Lock
 from provisioner.config import Cluster, Role
 
@@ -61,6 +62,7 @@ def wanted_for(cluster: Cluster, lock: Lock, *, arch: Arch, roles: Iterable[Role
         files.extend(_ON_NODES)
         if cluster.network.plugin == "flannel":
             files.append(("flannel", ("flanneld",)))
+        files.extend((addon.component, (addon.archive,)) for addon in table.wanted_by(cluster))
     return wants_of(lock, cluster.kubernetes.version, arch, files)
 
 

@@ -130,7 +130,7 @@ def look(cluster: Cluster, workspace: Workspace, connections: Connections, keys:
         now: the present, with its time zone.
     """
     judge = Judge(keys, now, Lifetimes.of(cluster))
-    rows = _own(workspace, judge)
+    rows = _own(cluster, workspace, judge)
     silent = []
     for name, result in parallel(cluster.nodes, lambda node: _ask(cluster, node, connections, judge)).items():
         if isinstance(result, ProvisionerError):
@@ -140,7 +140,7 @@ def look(cluster: Cluster, workspace: Workspace, connections: Connections, keys:
     return Found(tuple(rows), tuple(silent), now)
 
 
-def _own(workspace: Workspace, judge: Judge) -> list[Row]:
+def _own(cluster: Cluster, workspace: Workspace, judge: Judge) -> list[Row]:
     """Those that stay on the controller: the CAs, its own, and what is in the kubeconfigs."""
     rows = []
     replaced = judge.keys.rotation.cas if judge.keys.rotation else ()
@@ -150,7 +150,7 @@ def _own(workspace: Workspace, judge: Judge) -> list[Row]:
             path = next_ca_file(workspace.pki, which) if which in replaced and ca == known[-1] else ca_file(workspace.pki, which)
             rows.append(judge.judge(CONTROLLER, Place(judge.called(which, ca), str(path), which), ca.certificate))
     stored = read_leaves(workspace.pki, None)
-    for request in requests_for_controller():
+    for request in requests_for_controller(cluster):
         place = Place(request.name, str(leaf_file(workspace.pki, None)), request.ca)
         if request.name in stored:
             rows.append(judge.judge(CONTROLLER, place, stored[request.name]))

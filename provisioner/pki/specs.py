@@ -88,6 +88,14 @@ def _component_sans(_cluster: Cluster, node: Node) -> tuple[str, ...]:
     return ("localhost", "127.0.0.1", node.name, str(node.ip))
 
 
+def _always(_cluster: Cluster) -> bool:
+    return True
+
+
+def _with_metrics_server(cluster: Cluster) -> bool:
+    return cluster.addons.metrics_server
+
+
 def _node_sans(_cluster: Cluster, node: Node) -> tuple[str, ...]:
     return (node.name, str(node.ip))
 
@@ -105,6 +113,8 @@ class CertSpec:
         place: where it lies there; None for those that stay on the controller.
         organisations: the groups of a client.
         sans: names and addresses of a server.
+        names: of a server that runs in a pod, and has its certificate from a Secret.
+        wanted: whether a cluster has that server.
     """
 
     name: str
@@ -115,6 +125,8 @@ class CertSpec:
     place: Pair | Kubeconfig | None
     organisations: tuple[str, ...] = ()
     sans: Callable[[Cluster, Node], tuple[str, ...]] = _no_sans
+    names: tuple[str, ...] = ()
+    wanted: Callable[[Cluster], bool] = _always
 
 
 _ETCD = "/etc/etcd/pki"
@@ -164,6 +176,9 @@ CERTIFICATES: tuple[CertSpec, ...] = (
              organisations=("provisioner:cluster-admins",)),
     CertSpec("break-glass", CaName.CLUSTER, "provisioner-break-glass", (CLIENT,), Holder.CONTROLLER, None,
              organisations=("system:masters",)),
+    # called NAME.NAMESPACE.svc by the aggregator: https://kubernetes.io/docs/tasks/extend-kubernetes/setup-extension-api-server/
+    CertSpec("metrics-server-serving", CaName.CLUSTER, "metrics-server", (SERVER,), Holder.CONTROLLER, None,
+             names=("metrics-server.kube-system.svc",), wanted=_with_metrics_server),
     CertSpec("driver-etcd-client", CaName.ETCD, "provisioner-driver", (CLIENT,), Holder.CONTROLLER, None),
 )
 # fmt: on
@@ -208,12 +223,16 @@ def requests_for(cluster: Cluster, node: Node) -> tuple[Request, ...]:
     return tuple(_request(spec, cluster, node) for spec in CERTIFICATES if spec.holder.includes(cluster, node))
 
 
-def requests_for_controller() -> tuple[Request, ...]:
-    """The certificates that never leave the controller."""
+def requests_for_controller(cluster: Cluster | None = None) -> tuple[Request, ...]:
+    """The certificates that no machine holds.
+
+    Args:
+        cluster: with those that its addons serve with, which go into Secrets; None for the controller's own alone.
+    """
     return tuple(
-        Request(spec.name, None, spec.ca, spec.common_name, spec.organisations, spec.usages, ())
+        Request(spec.name, None, spec.ca, spec.common_name, spec.organisations, spec.usages, general_names(spec.names))
         for spec in CERTIFICATES
-        if spec.holder is Holder.CONTROLLER
+        if spec.holder is Holder.CONTROLLER and (not spec.names or (cluster is not None and spec.wanted(cluster)))
     )
 
 

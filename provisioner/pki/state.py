@@ -143,7 +143,7 @@ def ensure(
     if now.tzinfo is None:
         raise ValueError("`now` must have a time zone")
     chosen = lifetimes or Lifetimes.of(cluster)
-    wanted: dict[str | None, tuple[Request, ...]] = {None: requests_for_controller()}
+    wanted: dict[str | None, tuple[Request, ...]] = {None: requests_for_controller(cluster)}
     wanted.update((node.name, requests_for(cluster, node)) for node in (cluster.nodes if nodes is None else nodes))
     try:
         with store.opened(directory) as notices:

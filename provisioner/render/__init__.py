@@ -10,17 +10,24 @@ templates   Jinja under StrictUndefined
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from provisioner.addons.table import ADDONS
 from provisioner.desired import Artifact, File, HostState, Unit
+from provisioner.render import registry_login
 from provisioner.render.context import CachedArtifact, HostContext, Image, MachineTraits
 from provisioner.render.footprint import BOOTSTRAP_KUBECONFIG, everything, questions
 from provisioner.render.layout import ROLES, RoleSpec, UnitSpec, binary_path
-from provisioner.render.machine import IMAGE_DIR, users_of
+from provisioner.render.machine import IMAGE_DIR, LOGINS, PROVIDER, PROVIDER_CONFIG, users_of
 from provisioner.render.templates import render, template_of
+from provisioner.render.trust import CA_FILE, CERTS_D, ca_path
 
 __all__ = ["ROLES", "CachedArtifact", "HostContext", "Image", "MachineTraits", "binary_path", "render_host", "roles_of"]
+
+# Where files lie whose number depends on cluster.yaml, so that no list tells which of them are left over.
+_SWEPT = (f"{CERTS_D}/*/hosts.toml", f"{CERTS_D}/*/{CA_FILE}")
 
 
 def roles_of(host: HostContext) -> tuple[RoleSpec, ...]:
@@ -68,6 +75,7 @@ def render_host(host: HostContext) -> HostState:
         artifacts=artifacts,
         units=tuple(units),
         absent=_absent(host, roles),
+        swept=tuple(("containerd", pattern) for pattern in _SWEPT) if host.node.is_kubernetes_node else (),
         sysctls=tuple(sorted(base["base_sysctls"].items())),  # type: ignore[attr-defined]  # a dict, by machine.base
         modules=tuple(base["base_modules"]),  # type: ignore[arg-type]  # a list, by machine.base
         users=tuple(user["name"] for user in users_of(host)),
@@ -80,8 +88,13 @@ def _absent(host: HostContext, roles: tuple[RoleSpec, ...]) -> tuple[tuple[str, 
     """What must not be there: a token that nobody needs any more, and what was left by roles that the machine does not carry."""
     withdrawn = {role.name for role in ROLES if role.withdrawn and role not in roles}
     gone = [("base", path) for part in everything().parts if part.role in withdrawn for path in part.files]
-    if host.node.is_kubernetes_node and not host.bootstrap_kubeconfig:
-        gone.append(("kubelet", BOOTSTRAP_KUBECONFIG))
+    if host.node.is_kubernetes_node:
+        if not host.bootstrap_kubeconfig:
+            gone.append(("kubelet", BOOTSTRAP_KUBECONFIG))
+        if not host.registries.logins:
+            gone += [("kubelet", path) for path in (LOGINS, PROVIDER, PROVIDER_CONFIG)]
+        off = (addon.component for addon in ADDONS if not addon.wanted(host.cluster))
+        gone += [("containerd", f"{IMAGE_DIR}/{name}.tar") for name in off]
     return tuple(gone)
 
 
@@ -97,11 +110,26 @@ def _special_files(host: HostContext, variables: dict[str, dict[str, object]]) -
     files = []
     if host.bootstrap_kubeconfig:
         files.append(File("kubelet", BOOTSTRAP_KUBECONFIG, host.bootstrap_kubeconfig, mode=0o600, secret=True))
-    mirrors = variables["containerd"]["containerd_registry_mirrors"] if "containerd" in variables else []
-    for mirror in mirrors:  # type: ignore[attr-defined]  # a list, by machine.containerd
-        content = render(template_of("containerd", "/etc/containerd/certs.d/hosts.toml"), {"containerd_mirror": mirror})
-        files.append(File("containerd", f"/etc/containerd/certs.d/{mirror['registry']}/hosts.toml", content))
-    return files
+    if "containerd" not in variables:
+        return files
+    for registry in variables["containerd"]["containerd_registries"]:  # type: ignore[attr-defined]  # a list, by machine.containerd
+        content = render(template_of("containerd", f"{CERTS_D}/hosts.toml"), {"containerd_registry": registry})
+        files.append(File("containerd", f"{CERTS_D}/{registry['name']}/hosts.toml", content))
+    files += [File("containerd", ca_path(name), ca) for name, ca in sorted(host.registries.cas.items())]
+    return [*files, *_logins(host, variables["kubelet"])]
+
+
+def _logins(host: HostContext, kubelet: dict[str, object]) -> list[File]:
+    """What the kubelet needs for private registries: the one file with secrets, the program that reads it, and when to run it."""
+    logins = host.registries.logins
+    if not logins:
+        return []
+    document = {name: {"username": user, "password": password} for name, (user, password) in sorted(logins.items())}
+    return [
+        File("kubelet", LOGINS, json.dumps(document).encode(), mode=0o600, secret=True),
+        File("kubelet", PROVIDER, Path(str(registry_login.__file__)).read_bytes(), mode=0o755),
+        File("kubelet", PROVIDER_CONFIG, render(template_of("kubelet", PROVIDER_CONFIG), kubelet)),
+    ]
 
 
 def _artifacts(host: HostContext, roles: Iterable[RoleSpec]) -> tuple[Artifact, ...]:

@@ -44,6 +44,14 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class RegistryFiles:
+    """Of the registries by their names: CAs (PEM), and (user name, password)."""
+
+    cas: Mapping[str, bytes] = field(default_factory=dict)
+    logins: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class HostContext:
     """One host's input.
 
@@ -58,6 +66,7 @@ class HostContext:
         bootstrap_kubeconfig: a kubeconfig with a short-lived token, only for a node without a valid certificate.
         joins_etcd: (name, peer URL) of every member, this one included, of the running etcd cluster that the machine's member
             joins; empty where it is one of the founders.
+        registries: the files that cluster.yaml names for registries, as they were read.
         leaving_planes: control planes that are in cluster.yaml no more, and serve still: proxies lead to them, too.
     """
 
@@ -71,3 +80,4 @@ class HostContext:
     bootstrap_kubeconfig: bytes | None = field(default=None, repr=False)
     joins_etcd: tuple[tuple[str, str], ...] = ()
     leaving_planes: tuple[Node, ...] = ()
+    registries: RegistryFiles = field(default_factory=RegistryFiles, repr=False)

@@ -16,6 +16,7 @@ from provisioner.config import Cluster
 from provisioner.pki.bundle import SHARED
 from provisioner.pki.specs import CERTIFICATES, Holder, Pair
 from provisioner.render.layout import ROLES, UNITS, binary_path
+from provisioner.render.machine import LOGINS, PROVIDER, PROVIDER_CONFIG
 from provisioner.render.templates import role_defaults
 
 # The name of our network in its CNI configuration, and where plugins and runtimes remember whom they have plugged in.
@@ -37,7 +38,7 @@ _FILES: Mapping[str, tuple[str, ...]] = {
     "etcd_backup": (on_machine.KEY, "/var/lib/systemd/timers/stamp-provisioner-etcd-backup.timer"),
     "kube_apiserver": ("/etc/kubernetes/kube-apiserver/encryption.yaml",),
     # the kubelet's own, for its shutdownGracePeriod: systemd-logind shall let it delay a shutdown
-    "kubelet": (BOOTSTRAP_KUBECONFIG, "/etc/systemd/logind.conf.d/99-kubelet.conf"),
+    "kubelet": (BOOTSTRAP_KUBECONFIG, "/etc/systemd/logind.conf.d/99-kubelet.conf", LOGINS, PROVIDER, PROVIDER_CONFIG),
     "network": ("/etc/cni/net.d/10-flannel.conflist", "/etc/cni/net.d/.10-flannel.conflist"),
 }
 # Directories that are filled while the role's daemon runs, and are of no use to anybody afterwards.

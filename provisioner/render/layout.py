@@ -248,6 +248,8 @@ ROLES: tuple[RoleSpec, ...] = (
                 "kubelet.service",
                 reads=(
                     "/etc/kubernetes/kubelet/config.yaml",
+                    # where images need a login; the logins themselves are read anew each time
+                    "/etc/kubernetes/kubelet/credential-provider.yaml",
                     "/etc/kubernetes/kubelet/serving",
                     "/etc/kubernetes/pki/ca.crt",
                 ),

@@ -11,6 +11,7 @@ from provisioner.config import FlagValue, Role
 from provisioner.render.context import HostContext
 from provisioner.render.control_plane import flags
 from provisioner.render.templates import role_defaults
+from provisioner.render.trust import sources_of
 
 IMAGE_DIR = "/var/lib/provisioner/images"
 STAGING_IN_MEMORY_MIB = 3000
@@ -20,6 +21,13 @@ MEMORY_DIR, DISK_DIR = "/dev/shm", "/var/tmp"  # noqa: S108
 
 # What a kubelet makes of a token: its own kubeconfig, and its client certificate (a link to it).
 KUBELET_IDENTITY = ("/var/lib/kubelet/kubeconfig", "/var/lib/kubelet/pki/kubelet-client-current.pem")
+
+# What the kubelet runs before it has an image of a private registry pulled, and what that one reads.
+# https://kubernetes.io/docs/tasks/administer-cluster/kubelet-credential-provider/
+PROVIDER_CONFIG = "/etc/kubernetes/kubelet/credential-provider.yaml"
+PROVIDER_DIRECTORY = "/usr/local/lib/provisioner/credential-providers"
+PROVIDER = f"{PROVIDER_DIRECTORY}/provisioner-registries"
+LOGINS = "/etc/kubernetes/kubelet/registry-logins.json"
 
 
 def merge(*layers: Mapping[str, object]) -> dict[str, object]:
@@ -83,9 +91,9 @@ def containerd(host: HostContext) -> dict[str, object]:
             }
             for name, image in sorted(host.images.items())
         ],
-        "containerd_registry_mirrors": [
-            {"registry": mirror.registry, "endpoints": list(mirror.endpoints)}
-            for mirror in host.cluster.containerd.registry_mirrors
+        "containerd_registries": [
+            {"name": name, "server": itself.to_vars(), "mirrors": [mirror.to_vars() for mirror in mirrors]}
+            for name, (itself, mirrors) in sources_of(host.cluster).items()
         ],
         "containerd_proxy_environment": {name: value for name, value in environment.items() if value},
     }
@@ -137,10 +145,14 @@ def kubelet(host: HostContext) -> dict[str, object]:
     if cluster.kubelet.kube_reserved:
         reserved["kubeReserved"] = cluster.kubelet.kube_reserved
     computed: dict[str, FlagValue] = {"hostname-override": host.node.name, "node-ip": str(host.node.ip)}
+    if host.registries.logins:
+        computed["image-credential-provider-config"] = PROVIDER_CONFIG
+        computed["image-credential-provider-bin-dir"] = PROVIDER_DIRECTORY
     return {
         # as long as it has one, it asks for no other
         "kubelet_forget": list(KUBELET_IDENTITY) if host.bootstrap_kubeconfig else [],
         "kubelet_health_url": f"http://127.0.0.1:{topology.KUBELET_HEALTH_PORT}/healthz",
+        "kubelet_private_registries": sorted(host.registries.logins),
         "kubelet_flags": flags(defaults["kubelet_base_flags"], computed, cluster.kubelet.flags),
         "kubelet_config": merge(defaults["kubelet_base_config"], detected, reserved, cluster.kubelet.config, host.node.kubelet),
     }

@@ -116,6 +116,11 @@ def bastion_valid(context: Context) -> Iterator[Problem]:
         yield error(("ssh", "bastion", "host"), f"{quoted(bastion.host)} {fault}{hint}")
 
 
+def manifest_files(directory: Path) -> list[Path]:
+    """What of a directory is taken for manifests, in the order in which it is applied."""
+    return sorted(file for file in directory.iterdir() if file.suffix in _MANIFEST_SUFFIXES)
+
+
 def manifests_readable(context: Context) -> Iterator[Problem]:
     """Manifests are there and hold Kubernetes objects in valid YAML."""
     for index, text in enumerate(context.cluster.manifests):
@@ -131,7 +136,7 @@ def manifests_readable(context: Context) -> Iterator[Problem]:
         files = [place]
         if stat.S_ISDIR(found.st_mode):
             try:
-                files = sorted(file for file in place.iterdir() if file.suffix in _MANIFEST_SUFFIXES)
+                files = manifest_files(place)
             except OSError as fault:
                 yield error(path, f"{quoted(place)}: {(fault.strerror or str(fault)).lower()}")
                 continue
@@ -188,28 +193,6 @@ def artifacts_mirror(context: Context) -> Iterator[Problem]:
         yield error(path, f"{quoted(place)}: {found}")
     elif not stat.S_ISDIR(found.st_mode):
         yield error(path, f"{quoted(place)} is no directory")
-
-
-def registry_mirrors(context: Context) -> Iterator[Problem]:
-    """A registry is a host, with a port or without, and comes once; its endpoints are URLs."""
-    seen: set[str] = set()
-    for index, mirror in enumerate(context.cluster.containerd.registry_mirrors):
-        path: Where = ("containerd", "registryMirrors", index)
-        host, colon, port = mirror.registry.partition(":")
-        port_ok = not colon or (port.isdecimal() and port.isascii() and 1 <= int(port[:6]) <= 65535)
-        if mirror.registry != "_default" and (syntax.host_fault(host) or not port_ok):
-            advice = (
-                "give the registry's host alone"
-                if "/" in mirror.registry
-                else "must be a host such as docker.io or registry.example:5000"
-            )
-            yield error((*path, "registry"), f"{quoted(mirror.registry)}: {advice}")
-        if mirror.registry in seen:
-            yield error((*path, "registry"), f"{quoted(mirror.registry)} stands here twice; list all endpoints in one place")
-        seen.add(mirror.registry)
-        for position, endpoint in enumerate(mirror.endpoints):
-            if fault := syntax.url_fault(endpoint):
-                yield error((*path, "endpoints", position), fault)
 
 
 def http_proxy_valid(context: Context) -> Iterator[Problem]:

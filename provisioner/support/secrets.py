@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from provisioner.config import Cluster
 from provisioner.desired import load_host
 from provisioner.pki import rotation, store
+from provisioner.registries import Unusable, read_login
+from provisioner.rules.outside import expand
 from provisioner.ssh.target import bastion_of, target_of
 from provisioner.workspace import Workspace
 
@@ -61,7 +63,7 @@ def needles(pieces: Iterable[tuple[str, str]], words: Iterable[tuple[str, str]] 
 
 def of_workspace(cluster: Cluster, workspace: Workspace) -> Needles:
     """Every private key of the PKI, the service account's, the encryption key, live bootstrap tokens, the SSH keys that lead to
-    the machines, and the proxy's credentials.
+    the machines, the proxy's credentials and the registries'.
     """
     root = workspace.pki
     files = [*store.ca_files(root), store.service_account_file(root), *store.leaf_files(root)]
@@ -73,7 +75,8 @@ def of_workspace(cluster: Cluster, workspace: Workspace) -> Needles:
     for path in {target.key for target in targets if target and target.key}:
         pieces += [(piece, "an SSH key") for piece in pieces_of(_read(path))]
     tokens = [(token, "a bootstrap token") for token in _tokens(cluster, workspace)]
-    return needles(pieces, [*tokens, *((word, "the proxy's credentials") for word in credentials(cluster))])
+    words = [*tokens, *((word, "the proxy's credentials") for word in credentials(cluster))]
+    return needles(pieces, [*words, *((word, "a registry's credentials") for word in registry_words(cluster, workspace))])
 
 
 def pieces_of(raw: bytes) -> Iterator[str]:
@@ -91,6 +94,17 @@ def credentials(cluster: Cluster) -> Iterator[str]:
         password = urlsplit(url).password if url else None
         if password:
             yield password
+
+
+def registry_words(cluster: Cluster, workspace: Workspace) -> Iterator[str]:
+    """Passwords of registries, as they are and as requests carry them."""
+    for registry in cluster.containerd.registries:
+        try:
+            name, password = read_login(expand(registry.credentials or "", workspace.cluster_file.parent))
+        except Unusable:
+            continue
+        yield password
+        yield base64.b64encode(f"{name}:{password}".encode()).decode()
 
 
 def _tokens(cluster: Cluster, workspace: Workspace) -> Iterator[str]:

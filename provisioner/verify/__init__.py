@@ -2,7 +2,7 @@
 
 - ``model``: what a check is;                 ``checks``: the table of all of them;
 - ``runner``: runs them side by side;         ``probe``: a pod on every node that calls the others;
-- ``nodes``, ``etcd``, ``network``, ``workloads``, ``security``, ``hosts``: the checks, by family.
+- ``nodes``, ``etcd``, ``network``, ``workloads``, ``addons``, ``security``, ``hosts``: the checks, by family.
 
 :func:`run` does all of it. The official client is imported with the first request, testinfra with the first check of hosts.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from provisioner.artifacts.lock import load_lock
 from provisioner.config import Cluster, Node
-from provisioner.errors import ProvisionerError
+from provisioner.errors import BadInput, ProvisionerError
 from provisioner.report import Report
 from provisioner.verify.checks import CHECKS
 from provisioner.verify.model import Check, CheckFailed, Context, Level
@@ -61,11 +61,15 @@ def run(
         on_event: told of each check's beginning and end.
 
     Raises:
-        BadInput: a name in ``only`` is none of a check, or versions.yml does not know the cluster's version.
+        BadInput: a name in ``only`` is none of a check, or one of an addon that is off, or versions.yml does not know the
+            cluster's version.
     """
     from provisioner.cluster_api import ClusterApi  # noqa: PLC0415 - with the PKI: not needed for a mistyped name
 
     checks = select(CHECKS, level, only)
+    if off := [check.id for check in checks if not check.wanted(cluster) and check.id in only]:
+        raise BadInput(f"the cluster has nothing that {', '.join(off)} would prove", hint="see `addons` in cluster.yaml")
+    checks = tuple(check for check in checks if check.wanted(cluster))
     image = load_lock().image("agnhost", cluster.kubernetes.version)
     # the machines' SSH handshakes go on while the client library is imported
     for node in cluster.nodes:

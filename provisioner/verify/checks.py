@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from provisioner.verify import etcd, hosts, network, nodes, security, workloads
+from provisioner.verify import addons, etcd, hosts, network, nodes, security, workloads
 from provisioner.verify.model import Check, Level
 
 SMOKE, FULL = Level.SMOKE, Level.FULL
@@ -32,9 +32,17 @@ CHECKS: tuple[Check, ...] = (
     Check("dns", "cluster DNS answers on every node", SMOKE, network.dns, needs=("probe-pods", "system-pods"), seconds=30),
     Check("logs", "logs of a pod on every node", SMOKE, workloads.logs, needs=("probe-pods",), seconds=15),
     Check("exec", "exec in a pod on every node", SMOKE, workloads.execute, needs=("probe-pods",), seconds=30, per_node=0.5),
+    Check("metrics", "the metrics API has figures of every node and of pods", SMOKE, addons.metrics, seconds=90,
+          wanted=addons.has_metrics),
+    Check("storage", "a claim is bound, and keeps what is written", SMOKE, addons.storage, seconds=90, wanted=addons.has_storage),
+    Check("web-ui", "the web UI answers, with no rights of its own", SMOKE, addons.web, seconds=90, wanted=addons.has_web),
+    Check("registries", "every node gets images from the registries of cluster.yaml", SMOKE, addons.registries_answer, seconds=60,
+          wanted=addons.has_registries),
     Check("pod-comes-back", "a deleted pod comes back", FULL, workloads.pod_comes_back, seconds=60),
     Check("container-restarts", "a killed container restarts", FULL, workloads.container_restarts, seconds=60),
     Check("scheduling", "a pod lands where alone it fits", FULL, workloads.scheduling, seconds=60),
+    Check("autoscaling", "an autoscaler acts on what pods use", FULL, addons.autoscaling, needs=("metrics",), seconds=120,
+          wanted=addons.has_metrics),
     Check("encryption", "Secrets are encrypted at rest", FULL, etcd.encryption, seconds=15),
     Check("anonymous", "without credentials only health endpoints answer", FULL, security.anonymous),
     Check("node-authorization", "a kubelet's identity is confined to its node", FULL, security.node_authorization),

@@ -72,6 +72,10 @@ class Context:
     seconds: float = 10
 
 
+def _always(_cluster: Cluster) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One thing that is proved.
@@ -84,6 +88,7 @@ class Check:
         needs: ids of checks that must have passed before this one can be tried.
         seconds: deadline on a small cluster; :func:`deadline` adds time for large ones.
         per_node: further seconds for each node.
+        wanted: whether a cluster has what is proved; those of addons that are off are no part of a run.
     """
 
     id: str
@@ -93,6 +98,7 @@ class Check:
     needs: tuple[str, ...] = ()
     seconds: float = 10
     per_node: float = 0.1
+    wanted: Callable[[Cluster], bool] = _always
 
     def deadline(self, cluster: Cluster) -> float:
         """Seconds this check may take on this cluster."""

@@ -48,10 +48,15 @@ RESTORE = ("restore_prepare", "restore")
 MODULES = SHARE / "plugins" / "modules"
 ACTIONS = SHARE / "plugins" / "action"
 TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "bool": bool, "dict": dict, "list": list, "path": str}
-# Given by render itself beside a role's variables: the hash to unit files, one mirror at a time to the file of its own.
-RENDERED_IN = {"provisioner_unit_hash", "containerd_mirror"}
+# Given by render itself beside a role's variables: the hash to unit files, one registry at a time to the file of its own.
+RENDERED_IN = {"provisioner_unit_hash", "containerd_registry"}
 # Templates whose number depends on cluster.yaml; all others stand in the role's table.
-MULTIPLE = {"containerd/templates/etc/containerd/certs.d/hosts.toml.j2"}
+MULTIPLE = {
+    "containerd/templates/etc/containerd/certs.d/hosts.toml.j2",
+    "kubelet/templates/etc/kubernetes/kubelet/credential-provider.yaml.j2",
+}
+# Read where cluster.yaml has registries with credentials.
+AT_TIMES = {"/etc/kubernetes/kubelet/credential-provider.yaml"}
 
 
 def role_named(name: str) -> RoleSpec:
@@ -154,7 +159,7 @@ def test_templates_use_only_what_is_computed(make_host: MakeHost, name: str) -> 
         used = jinja2.meta.find_undeclared_variables(env.parse(template.read_text()))
         for variables in variables_of(make_host, name):
             assert used - variables.keys() - RENDERED_IN == set(), relative
-        assert ("containerd_mirror" in used) == (relative in MULTIPLE)
+        assert ("containerd_registry" in used) == (relative in MULTIPLE and name == "containerd")
         # systemd's own services get the hash and nothing else does; but for what a timer starts, which no run keeps running
         timed = template.with_name(template.name.replace(".service.j2", ".timer.j2")).exists()
         assert ("provisioner_unit_hash" in used) == (template.name.endswith(".service.j2") and not timed), relative
@@ -180,7 +185,7 @@ def test_units_have_their_files_and_binaries(make_host: MakeHost, name: str) -> 
             if not role.applies(host.cluster, host.node):
                 continue
             there = [file.path for file in render_host(host).files]
-            for prefix in (*unit.reads, *unit.reload_on):
+            for prefix in {*unit.reads, *unit.reload_on} - AT_TIMES:
                 assert any(path.startswith(prefix) for path in there), f"{unit.name} reads {prefix}, which {kind} does not get"
     unit_files = {path for path in files if path.endswith((".service", ".timer"))}
     assert unit_files == {f"/etc/systemd/system/{name}" for unit in role.units for name in (unit.name, unit.service)}

@@ -6,6 +6,7 @@ import configparser
 import itertools
 import json
 import re
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from provisioner.config import Cluster
 from provisioner.desired import File, HostState, load_host, save_host
 from provisioner.pki import Pki
 from provisioner.render import ROLES, HostContext, Image, render_host, roles_of
+from provisioner.render.context import RegistryFiles
 from provisioner.render.templates import render, template_of, templates_of
 
 MakeCluster = Callable[..., Cluster]
@@ -32,6 +34,13 @@ NETWORKS = {
 MIRRORS = {
     "containerd": {"registryMirrors": [{"registry": "docker.io", "endpoints": ["https://m1.example", "https://m2.example"]}]}
 }
+REGISTRIES = {
+    "containerd": {
+        **MIRRORS["containerd"],
+        "registries": [{"registry": "r.example:5000", "credentials": "login", "ca": "ca.crt", "tls": "verify"}],
+    }
+}
+LOGINS = RegistryFiles({"r.example:5000": b"a certificate\n"}, {"r.example:5000": ("robot", "hunter2")})
 HTTP_PROXY = {
     "httpProxy": {"http": "http://proxy.example:3128", "https": "http://proxy.example:3128", "noProxy": ["intra.example"]}
 }
@@ -119,11 +128,12 @@ def test_a_variable_that_is_not_computed_is_an_error() -> None:
 def test_every_template_is_rendered_by_some_machine(make_cluster: MakeCluster, make_host: MakeHost) -> None:
     rendered: set[str] = set()
     for kind in KINDS:
-        host = make_host(kind, make_cluster(**MIRRORS))
+        host = make_host(kind, make_cluster(**REGISTRIES), registries=LOGINS)
         rendered |= {f"{file.role}{file.path}" for file in render_host(host).files}
     listed = {f"{role.name}{file.path}" for role in ROLES for file in role.files}
     assert listed <= rendered
     assert "containerd/etc/containerd/certs.d/docker.io/hosts.toml" in rendered
+    assert "kubelet/etc/kubernetes/kubelet/credential-provider.yaml" in rendered
     assert all(templates_of(role.name) or not role.files for role in ROLES)
 
 
@@ -361,3 +371,36 @@ def test_a_kubelet_that_is_given_a_token_is_restarted_and_forgets_what_it_was(ma
     assert path in after.reads, "a token that is younger than the process is a reason to restart it"
     assert plain.variables["kubelet_forget"] == []
     assert joins.variables["kubelet_forget"] == ["/var/lib/kubelet/kubeconfig", "/var/lib/kubelet/pki/kubelet-client-current.pem"]
+
+
+# -- private registries --------------------------------------------------------------------------------------------------------
+
+
+def test_a_registry_with_credentials_is_known_to_the_kubelet_and_its_password_to_one_file(
+    make_cluster: MakeCluster, make_host: MakeHost
+) -> None:
+    state = render_host(make_host("worker", make_cluster(**REGISTRIES), registries=LOGINS))
+    files = {file.path: file for file in state.files}
+    (holder,) = (file for file in state.files if b"hunter2" in file.content)
+    assert (holder.path, holder.mode, holder.owner) == ("/etc/kubernetes/kubelet/registry-logins.json", 0o600, "root")
+    assert holder.secret
+    assert "hunter2" not in json.dumps(state.variables)
+    config = yaml.safe_load(files["/etc/kubernetes/kubelet/credential-provider.yaml"].content)
+    (provider,) = config["providers"]
+    assert provider["matchImages"] == ["r.example:5000"]
+    program = f"/usr/local/lib/provisioner/credential-providers/{provider['name']}"
+    assert files[program].mode == 0o755
+    unit = files["/etc/systemd/system/kubelet.service"].content.decode()
+    assert f"--image-credential-provider-bin-dir={program.rpartition('/')[0]}" in unit
+    assert "--image-credential-provider-config=/etc/kubernetes/kubelet/credential-provider.yaml" in unit
+    hosts = tomllib.loads(files["/etc/containerd/certs.d/r.example:5000/hosts.toml"].content.decode())
+    assert hosts == {"server": "https://r.example:5000", "ca": "/etc/containerd/certs.d/r.example:5000/provisioner-ca.crt"}
+    assert files[hosts["ca"]].content == b"a certificate\n"
+
+
+def test_another_password_restarts_nothing(make_cluster: MakeCluster, make_host: MakeHost) -> None:
+    cluster = make_cluster(**REGISTRIES)
+    other = RegistryFiles(LOGINS.cas, {"r.example:5000": ("robot", "another")})
+    one, two = (render_host(make_host("worker", cluster, registries=files)) for files in (LOGINS, other))
+    assert one.units == two.units
+    assert one.files != two.files

@@ -49,6 +49,10 @@ class Modules:
         outcome = Outcome()
         for (component, version, arch), group in groupby(sorted(wants), lambda want: (want.component, want.version, want.arch)):
             batch = list(group)
+            if component not in RECIPES:
+                why = Refusal("it is never built here, for its modules are served by no module proxy")
+                outcome.refused.update(dict.fromkeys(batch, why))
+                continue
             for want in batch:
                 if self._sum(want) is None:
                     outcome.refused[want] = Refusal(

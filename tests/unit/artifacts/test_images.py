@@ -197,3 +197,20 @@ def test_an_archive_made_here_is_an_image(tmp_path: Path) -> None:
     assert entries["tmp"].isdir()
     assert {(entry.uid, entry.gid, entry.mtime) for entry in entries.values()} == {(0, 0, 0)}
     assert set(entries) == {"tool", "tmp", "etc", "etc/passwd", "etc/group"}
+
+
+def test_an_image_with_a_shell_has_it_as_links_to_one_program(tmp_path: Path) -> None:
+    spec = ImageSpec(binary="tool", entrypoint=(), applets=("sh", "rm"))
+    (tmp_path / "binary").write_bytes(b"\x7fELF")
+    (tmp_path / "busybox").write_bytes(b"\x7fELF of busybox")
+    target, work = tmp_path / "image.tar", tmp_path
+    reference = "example.com/tool:1"
+    single_binary(spec, work / "binary", reference=reference, arch="amd64", work=work, target=target, busybox=work / "busybox")
+    archive = contents(target)
+    manifest = json.loads(archive[f"blobs/{json.loads(archive['index.json'])['manifests'][0]['digest'].replace(':', '/')}"])
+    with tarfile.open(fileobj=io.BytesIO(archive[f"blobs/{manifest['layers'][0]['digest'].replace(':', '/')}"])) as tar:
+        entries = {entry.name: entry for entry in tar}
+    assert {name: entries[f"bin/{name}"].linkname for name in ("sh", "rm")} == {"sh": "busybox", "rm": "busybox"}
+    assert all(entries[f"bin/{name}"].issym() for name in ("sh", "rm"))
+    assert entries["bin/busybox"].size == 16
+    assert entries["bin/busybox"].mode == 0o755

@@ -19,6 +19,8 @@ from provisioner.validate import RULES
 
 from .sample import GONE, VALID, changed, check, node
 
+# What the cryptography of the tests would take as long to make: any CA will do.
+CA = (Path(__file__).parent / "ca.crt").read_text()
 CP = ("control-plane", "etcd")
 
 
@@ -69,6 +71,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("keys/open", "-----BEGIN OPENSSH PRIVATE KEY-----\n", 0o644),
         ("keys/public", "ssh-ed25519 AAAA me\n", 0o600),
         ("manifests/good.yaml", "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\n", 0o600),
+        ("login", "username: robot\npassword: secret\n", 0o600),
+        ("login-open", "username: robot\npassword: secret\n", 0o640),
+        ("login-odd", "robot:secret\n", 0o600),
+        ("ca.crt", CA, 0o644),
         ("bad.yaml", "a: b\nc: [\n", 0o600),
         ("no-object.yaml", "apiVersion: v1\nkind: List\n---\na: b\n", 0o600),
     ):

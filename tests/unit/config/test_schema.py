@@ -102,10 +102,13 @@ class TestInit:
     def test_what_is_commented_out_is_valid_too_and_mostly_the_default(self, preset: init.Preset, tmp_path: Path) -> None:
         (tmp_path / "manifests").mkdir()
         (tmp_path / "manifests" / "a.yaml").write_text("apiVersion: v1\nkind: Namespace\n")
-        # the one setting that names a file of the user's
+        # the settings that name files of the user's
         text = uncommented(init.render(preset)).replace("~/.ssh/id_ed25519", "key")
         (tmp_path / "key").write_text("-----BEGIN OPENSSH PRIVATE KEY-----")
         (tmp_path / "key").chmod(0o600)
+        (tmp_path / "registry.login").write_text("username: robot\npassword: nobody's\n")
+        (tmp_path / "registry.login").chmod(0o600)
+        (tmp_path / "registry-ca.crt").write_text((Path(__file__).parent / "ca.crt").read_text())
         loaded = parse(text, tmp_path / "cluster.yaml", known_versions=VERSIONS)
         # on a single machine a virtual address is of little use, and the file says so
         told = [("controlPlaneEndpoint", "vip")] if preset == "single" else []

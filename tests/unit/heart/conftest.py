@@ -78,6 +78,7 @@ def actual_of() -> Callable[[HostState], dict[str, Any]]:
         return {
             "files": files,
             "absent": [],
+            "swept": [],
             "units": {wanted.name: {**unit, "hash": wanted.hash} for wanted in state.units},
             "sysctls": dict(state.sysctls),
             "modules": list(state.modules),

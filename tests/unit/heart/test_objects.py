@@ -159,6 +159,20 @@ def test_a_manifest_that_is_none_is_refused(
     assert refused.value.hint
 
 
+def test_a_list_is_what_is_in_it(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    items = [yaml.safe_load(CONFIG_MAP % name) for name in ("one", "two")]
+    (tmp_path / "list.json").write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+    found = objects.user_objects(make_cluster(manifests=["list.json"]), tmp_path)
+    assert [obj["metadata"]["name"] for obj in found] == ["one", "two"]
+
+
+def test_json_in_a_directory_is_read_as_validate_reads_it(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests" / "a.json").write_text(json.dumps(yaml.safe_load(CONFIG_MAP % "from-json")))
+    (found,) = objects.user_objects(make_cluster(manifests=["manifests"]), tmp_path)
+    assert found["metadata"]["name"] == "from-json"
+
+
 # -- inventory -----------------------------------------------------------------------------------------------------------------
 
 

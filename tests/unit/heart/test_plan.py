@@ -46,6 +46,7 @@ def test_an_empty_machine_lacks_everything() -> None:
     empty = {
         "files": dict.fromkeys([CONFIG.path, KEY.path, BIRTH.path, BINARY.path]),
         "absent": [],
+        "swept": [],
         "units": {
             "etcd.service": {
                 "loaded": False,
@@ -136,6 +137,17 @@ def test_what_must_not_be_there_is_removed(actual_of: Describe) -> None:
     actual = actual_of(STATE)
     actual["absent"] = ["/etc/kubernetes/kubelet/bootstrap.kubeconfig"]
     assert found(actual) == [("kubelet", "file", "/etc/kubernetes/kubelet/bootstrap.kubeconfig", "remove")]
+
+
+def test_what_is_left_over_of_ours_is_removed_once(actual_of: Describe) -> None:
+    actual = actual_of(STATE)
+    left = "/etc/containerd/certs.d/old.example/hosts.toml"
+    actual["swept"] = [left, KEY.path]
+    patterns = (
+        ("containerd", "/etc/containerd/certs.d/*/hosts.toml"),
+        ("containerd", "/etc/containerd/certs.d/*/provisioner-ca.crt"),
+    )
+    assert found(actual, replace(STATE, swept=patterns)) == [("containerd", "file", left, "remove")]
 
 
 @pytest.mark.parametrize(

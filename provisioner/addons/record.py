@@ -1,0 +1,165 @@
+"""Which addons a cluster has, by a record in the cluster itself: what is on it and not wanted any more is taken away.
+
+The record is written before the first object of an addon and corrected after the last one is gone, so that a run which is cut short
+leaves nothing that nobody knows of. It also finds what an older version's manifest had and a newer one's has not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from provisioner import objects
+from provisioner.addons.objects import LABEL
+from provisioner.addons.table import ADDONS, LOCAL_PATH
+from provisioner.cluster_api import ClusterApi, Object
+from provisioner.errors import BadInput
+from provisioner.plan import CLUSTER, Change
+from provisioner.wait import NotYet, wait_until
+
+RECORD: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "provisioner-addons", "namespace": "kube-system"}}
+# How long what is deleted may take to be gone.
+GONE_SECONDS = 90.0
+_PROVISIONED_BY = ("pv.kubernetes.io/provisioned-by", "rancher.io/local-path")
+_KEYS = {addon.component: addon.key for addon in ADDONS}
+
+# apiVersion, kind, namespace (empty where there is none), name
+Ref = tuple[str, str, str, str]
+
+
+def ref_of(obj: Mapping[str, object]) -> Ref:
+    """What names an object."""
+    metadata = obj["metadata"]
+    assert isinstance(metadata, Mapping)  # noqa: S101 - every object here has some
+    return (str(obj["apiVersion"]), str(obj["kind"]), str(metadata.get("namespace") or ""), str(metadata["name"]))
+
+
+def _object(ref: Ref) -> Object:
+    api, kind, namespace, name = ref
+    return {"apiVersion": api, "kind": kind, "metadata": {"name": name, **({"namespace": namespace} if namespace else {})}}
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What is on record, and what shall be, by component, in the order in which objects are applied."""
+
+    stored: Mapping[str, tuple[Ref, ...]] = field(default_factory=dict)
+    wanted: Mapping[str, tuple[Ref, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stored: Object | None, wanted: Mapping[str, Iterable[Object]]) -> Records:
+        """From the record's object, None where there is none yet, and the objects that are wanted."""
+        data = (stored or {}).get("data") or {}
+        known = {name: tuple((one[0], one[1], one[2], one[3]) for one in json.loads(text)) for name, text in data.items()}
+        return cls(known, {name: tuple(ref_of(obj) for obj in found) for name, found in wanted.items()})
+
+    @property
+    def differ(self) -> bool:
+        """Whether the record is to be written anew."""
+        return dict(self.stored) != dict(self.wanted)
+
+    def stale(self) -> tuple[tuple[str, Ref], ...]:
+        """What is on record and not wanted any more, with its component; what was applied last comes first."""
+        kept = {ref for refs in self.wanted.values() for ref in refs}
+        return tuple((name, ref) for name, refs in reversed([*self.stored.items()]) for ref in reversed(refs) if ref not in kept)
+
+    def both(self) -> Object:
+        """The record while a run is under way."""
+        names = dict.fromkeys((*self.stored, *self.wanted))
+        return _record({name: tuple(dict.fromkeys((*self.stored.get(name, ()), *self.wanted.get(name, ())))) for name in names})
+
+    def after(self) -> Object | None:
+        """The record in the end; None where nothing is left to be on it."""
+        return _record(self.wanted) if self.wanted else None
+
+
+def _record(refs: Mapping[str, tuple[Ref, ...]]) -> Object:
+    return {**RECORD, "data": {name: json.dumps(found) for name, found in refs.items()}}
+
+
+def look(api: ClusterApi, wanted: Mapping[str, Iterable[Object]]) -> tuple[Change, ...]:
+    """What goes, and whether the record changes. Changes nothing.
+
+    Raises:
+        BadInput: storage is taken out of cluster.yaml, and there are volumes of it.
+    """
+    records = Records.of(api.get(RECORD), wanted)
+    if LOCAL_PATH.component in records.stored and LOCAL_PATH.component not in wanted:
+        _refuse_lost_volumes(api)
+    changes = [
+        Change(CLUSTER, "objects", "object", objects.describe(live), f"delete ({_why(name, wanted)})")
+        for name, ref in records.stale()
+        if (live := _ours(api, ref)) is not None
+    ]
+    if records.differ:
+        changes.append(Change(CLUSTER, "objects", "object", objects.describe(RECORD), "change" if records.stored else "create"))
+    return tuple(changes)
+
+
+def _why(component: str, wanted: Mapping[str, object]) -> str:
+    if component in wanted:
+        return f"{component} has it no more"
+    return f"addons.{_KEYS[component]} is off" if component in _KEYS else f"{component} is no addon any more"
+
+
+def begin(api: ClusterApi, wanted: Mapping[str, Iterable[Object]]) -> Records:
+    """Put on record what is about to be applied, before it is."""
+    records = Records.of(api.get(RECORD), wanted)
+    if records.differ:
+        # owned by two runs' words as by one: what a field manager sets and leaves out later, it takes away
+        api.apply(records.both())
+    return records
+
+
+def finish(api: ClusterApi, records: Records) -> None:
+    """Take away what is not wanted any more, and then its entry.
+
+    Raises:
+        WaitTimeout: it is not gone in time; names it. The next run goes on.
+    """
+    if not records.differ:
+        return
+    deleted = []
+    for _, ref in records.stale():
+        if (live := _ours(api, ref)) is not None:
+            api.delete(live)
+            deleted.append(live)
+
+    def gone() -> None:
+        if left := [objects.describe(obj) for obj in deleted if _ours(api, ref_of(obj)) is not None]:
+            raise NotYet(f"not gone yet: {', '.join(left)}")
+
+    wait_until("what addons have left", gone, seconds=GONE_SECONDS, every=0.5)
+    after = records.after()
+    if after is not None:
+        api.apply(after)
+    else:
+        api.delete(RECORD)
+
+
+def _ours(api: ClusterApi, ref: Ref) -> Object | None:
+    """The live object, unless somebody else has put one of his own there."""
+    live = api.get(_object(ref))
+    if live is None or (live["metadata"].get("labels") or {}).get(LABEL[0]) != LABEL[1]:
+        return None
+    return {**live, "apiVersion": ref[0], "kind": ref[1]}
+
+
+def _refuse_lost_volumes(api: ClusterApi) -> None:
+    """Without its provisioner, nothing would ever free a volume's directory, and no new one would be made.
+
+    Raises:
+        BadInput: names the volumes.
+    """
+    held = []
+    for volume in api.items("/api/v1/persistentvolumes"):
+        if (volume["metadata"].get("annotations") or {}).get(_PROVISIONED_BY[0]) == _PROVISIONED_BY[1]:
+            claim = volume["spec"].get("claimRef") or {}
+            held.append(f"{volume['metadata']['name']} ({claim.get('namespace')}/{claim.get('name')})")
+    if held:
+        raise BadInput(
+            f"addons.localPath is off, and {len(held)} of its volumes are there: {', '.join(held[:5])}{', …' if held[5:] else ''};"
+            " nothing was changed",
+            hint="move the data, delete the claims (which deletes their data), and apply again; or leave the addon on",
+        )

@@ -1,0 +1,111 @@
+"""Whom containerd asks and believes; what the kubelet is told of a registry; files that are refused without being repeated."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from provisioner import registries
+from provisioner.config import Cluster
+from provisioner.registries import Unusable
+from provisioner.render import registry_login
+from provisioner.render.trust import Source, sources_of
+
+SECRET = "hunter2, and more"  # noqa: S105 - of nobody
+
+
+def cluster(**containerd: Any) -> Cluster:
+    """The smallest one, with settings of containerd."""
+    node = {"name": "a", "address": "192.0.2.1", "roles": ["control-plane", "etcd", "worker"]}
+    return Cluster.model_validate({"name": "c", "nodes": [node], "containerd": containerd})
+
+
+def test_a_mirror_that_is_a_registry_of_the_list_is_spoken_to_as_that_one_is() -> None:
+    found = sources_of(
+        cluster(
+            registries=[
+                {"registry": "r.example:5000", "ca": "ca.crt"},
+                {"registry": "plain.example", "tls": "none"},
+                {"registry": "any.example", "tls": "skip-verify"},
+            ],
+            registryMirrors=[
+                {"registry": "docker.io", "endpoints": ["https://r.example:5000", "https://m.example", "http://plain.example"]},
+                {"registry": "_default", "endpoints": ["https://any.example"]},
+            ],
+        )
+    )
+    ca = "/etc/containerd/certs.d/r.example:5000/provisioner-ca.crt"
+    assert found["docker.io"] == (
+        # the API of Docker Hub is not at docker.io
+        Source("https://registry-1.docker.io"),
+        (Source("https://r.example:5000", ca), Source("https://m.example"), Source("http://plain.example")),
+    )
+    # containerd puts in the image's own registry
+    assert found["_default"] == (Source(""), (Source("https://any.example", skip_verify=True),))
+    assert found["r.example:5000"] == (Source("https://r.example:5000", ca), ())
+    assert found["plain.example"] == (Source("http://plain.example"), ())
+    assert found["any.example"] == (Source("https://any.example", skip_verify=True), ())
+
+
+@pytest.mark.parametrize(
+    ("image", "known"),
+    [
+        ("r.example:5000/team/app:1", True),
+        ("r.example/team/app:1", False),
+        ("r.example:50000/a", False),
+        ("docker.io/library/a", False),
+    ],
+)
+def test_a_login_is_given_for_its_own_registry_alone(image: str, known: bool) -> None:
+    logins = {"r.example:5000": {"username": "robot", "password": SECRET}}
+    request = {"apiVersion": "credentialprovider.kubelet.k8s.io/v1", "kind": "CredentialProviderRequest", "image": image}
+    answer = registry_login.answer(request, logins)
+    assert answer["auth"] == (logins if known else {})
+    assert (answer["apiVersion"], answer["kind"], answer["cacheDuration"]) == (
+        request["apiVersion"],
+        "CredentialProviderResponse",
+        "0s",
+    )
+
+
+def test_the_program_reads_its_file_and_answers_on_standard_output(tmp_path: Path) -> None:
+    (tmp_path / "logins.json").write_text(json.dumps({"r.example": {"username": "robot", "password": SECRET}}))
+    program = Path(str(registry_login.__file__)).read_text().replace(registry_login.LOGINS, str(tmp_path / "logins.json"))
+    (tmp_path / "provider").write_text(program)
+    request = json.dumps({"apiVersion": "v1", "image": "r.example/a:1"})
+    command = [sys.executable, "-I", str(tmp_path / "provider")]
+    done = subprocess.run(command, input=request, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["auth"]["r.example"]["password"] == SECRET
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "says"),
+    [
+        (f"username: robot\npassword: '{SECRET}'\n", 0o640, "chmod 600"),
+        (f"username: robot\npassword: '{SECRET}'\nmore: x\n", 0o600, "two lines"),
+        (f"{SECRET}", 0o600, "two lines"),
+        ("username: robot\npassword: 12345678\n", 0o600, "quotes"),
+        (f"username: ''\npassword: '{SECRET}'\n", 0o600, "no text"),
+        (f"{{: {SECRET} [", 0o600, "two lines"),
+    ],
+)
+def test_a_file_that_is_refused_is_not_repeated(tmp_path: Path, content: str, mode: int, says: str) -> None:
+    path = tmp_path / "login"
+    path.write_text(content)
+    path.chmod(mode)
+    with pytest.raises(Unusable) as refused:
+        registries.read_login(path)
+    assert says in str(refused.value)
+    assert SECRET not in str(refused.value)
+
+
+def test_a_good_file(tmp_path: Path) -> None:
+    path = tmp_path / "login"
+    path.write_text(json.dumps({"username": "robot", "password": SECRET}))
+    path.chmod(0o600)
+    assert registries.read_login(path) == ("robot", SECRET)

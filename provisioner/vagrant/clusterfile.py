@@ -90,7 +90,7 @@ def content_of(made: Plan, home: Path, directory: Path) -> init.Content:
 
 
 def key_name(key: Path, home: Path, directory: Path) -> str:
-    """How cluster.yaml names a key: relative where both are below the Vagrantfile's directory, so that it may be moved; else in full."""
+    """How cluster.yaml names a key: relative where both are below the Vagrantfile's directory, which may be moved; else in full."""
     top, here = home.resolve(), directory.resolve()
     if key.is_relative_to(home) and (here == top or here.is_relative_to(top)):
         return os.path.relpath(top / key.relative_to(home), here)

@@ -160,8 +160,8 @@ def meaning_of(name: str) -> str:
 def shared_network(guests: Mapping[str, Guest]) -> IPv4Network:
     """The network in which every machine has an address of its own.
 
-    Among several: one that is nobody's way out, for that was made for the machines, as a Vagrantfile's private network is. A way out
-    may be a NAT that shows every machine the same address (VirtualBox) and serves by DHCP.
+    Among several: one that is nobody's way out, for that was made for the machines, as a Vagrantfile's private network is. A way
+    out may be a NAT that shows every machine the same address (VirtualBox) and serves by DHCP.
 
     Raises:
         BadInput: there is none.
@@ -181,7 +181,8 @@ def shared_network(guests: Mapping[str, Guest]) -> IPv4Network:
         ]
         raise BadInput(
             "the machines share no network in which each has an address of its own",
-            hint='add `machine.vm.network "private_network", ip: "192.168.56.…"` to each machine in the Vagrantfile, and `vagrant reload`',
+            hint="give each one an address of its own in the Vagrantfile, and `vagrant reload`: "
+            '`machine.vm.network "private_network", ip: "192.168.56.…"`',
             details=tuple(told),
         )
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from provisioner.errors import BadInput, ProvisionerError
-from provisioner.report import CheckResult, Outcome, Report
 from provisioner.patience import stretch
+from provisioner.report import CheckResult, Outcome, Report
 from provisioner.verify.model import Check, CheckFailed, Context, Level
 
 # A check keeps its own deadline; this much later it is given up for hung, whatever it waits for.

@@ -51,6 +51,8 @@ LINKS = dict(image.LINKS)
 # Merged below the user's own Vagrantfile. Vagrant loads it where the box was unpacked, so the kernel's path is known there only.
 VAGRANTFILE = f"""\
 Vagrant.configure("2") do |config|
+  # not to be found out: that takes a dozen SSH sessions, and has taken an emulated machine for a FreeBSD
+  config.vm.guest = :debian
   config.vm.provider "libvirt" do |libvirt|
     libvirt.kernel = File.join(__dir__, "vmlinuz")
     libvirt.initrd = File.join(__dir__, "initrd")

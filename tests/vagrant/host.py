@@ -1,7 +1,7 @@
 """Where the drill's libvirt lives: namespaces of its own for network, mounts and processes.
 
-Nothing of it is seen outside, and nothing outlives it: the first process of the process namespace dies with the drill, and the kernel
-then ends the daemons, the machines and, as the last, the network. Files are in the drill's directory.
+Nothing of it is seen outside, and nothing outlives it: the first process of the process namespace dies with the drill, and the
+kernel then ends the daemons, the machines and, as the last, the network. Files are in the drill's directory.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ class Host:
             shutil.copytree("/etc/libvirt/nwfilter", configuration / "nwfilter", dirs_exist_ok=True)
         (self.directory / "ready").unlink(missing_ok=True)
         log = (self.directory / "host.log").open("ab")
+        guard = ("setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", str(self.nice))
         apart = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
         with log:
             self._outer = subprocess.Popen(
                 # a drill that is killed takes all of it along
-                ["setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", str(self.nice), *apart]
-                + ["bash", "-c", INIT, "init", str(self.directory)],
+                [*guard, *apart, "bash", "-c", INIT, "init", str(self.directory)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -53,8 +53,9 @@ def find(directory: Path, *, control_planes: Sequence[str] = ()) -> Found:
     told, keys = guests.ask(accesses)
     made = plan(accesses, told, control_planes=control_planes)
     text = init.render_content(content_of(made, home, directory))
-    # what Vagrant's machines are called or where they are may be what a rule refuses: say so before anything is written
-    loaded = parse(text, directory / init.FILE_NAME)
+    # what Vagrant's machines are called or where they are may be what a rule refuses: say so before anything is written. With keys
+    # named in full: a relative name leads nowhere from a directory that is not there yet
+    loaded = parse(init.render_content(content_of(made, home, Path("/"))), directory / init.FILE_NAME)
     if loaded.cluster is None:
         problem = refusal(loaded)
         raise BadInput("Vagrant's machines do not make a valid cluster", hint="change the Vagrantfile", details=problem.details)

@@ -21,6 +21,8 @@ PACKAGES := python3 python3-venv ca-certificates gcc libc6-dev libseccomp-dev pk
 TEST_PACKAGES := openssh-server openssl sudo nftables iptables chromium graphviz
 # Virtual machines with kernels of their own, for the drill that cuts the power of a whole cluster.
 QEMU_PACKAGES := qemu-system-x86 qemu-utils e2fsprogs
+# Vagrant with libvirt, for the drill on its machines; none of the services is started, the drill starts daemons of its own.
+VAGRANT_PACKAGES := vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu dnsmasq-base iptables
 
 .PHONY: help
 help: ## Show what there is
@@ -111,6 +113,11 @@ drill-upgrade: system-test venv ## From Kubernetes 1.35.4 to 1.36.3 under load, 
 drill-power-cut: system venv ## SIGKILL for all machines of a QEMU cluster at once, then power: is every write there? (root; half an hour)
 	@tools/install-packages $(QEMU_PACKAGES)
 	@$(BIN)/python -m tests.power $(ARGS)
+
+.PHONY: drill-vagrant
+drill-vagrant: system venv ## `vagrant up`, a cluster on its machines, and all of it gone again: figures into bench/results (root; half an hour)
+	@tools/install-packages $(QEMU_PACKAGES) $(VAGRANT_PACKAGES)
+	@$(BIN)/python -m tests.vagrant $(ARGS)
 
 .PHONY: bench
 bench: system venv ## Where each second of `up` goes

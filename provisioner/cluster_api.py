@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode
 from provisioner.api_kinds import KINDS
 from provisioner.config import Cluster, Node
 from provisioner.errors import ProvisionerError, WaitTimeout
+from provisioner.patience import stretch
 from provisioner.pki import CaName
 from provisioner.tls_client import write_client_files
 from provisioner.topology import APISERVER_PORT
@@ -304,6 +305,7 @@ class ClusterApi:
             ClusterApiError: it could not be run, or did not end in ``timeout`` seconds.
         """
         library, streaming = self._library, _exec_library()
+        timeout = stretch(timeout)
         what = f"exec {command} in {namespace}/{pod}"
         # the library offers no other way to keep a TLS handshake with a hung apiserver from waiting for ever
         streaming.websocket.setdefaulttimeout(timeout)
@@ -422,7 +424,7 @@ class ClusterApi:
         if call.body is not None:
             sent["Content-Type"] = call.content_type
         try:
-            answer = client.rest_client.request(call.method, url, headers=sent, body=call.body, _request_timeout=timeout)
+            answer = client.rest_client.request(call.method, url, headers=sent, body=call.body, _request_timeout=stretch(timeout))
             raw = answer.read()
         except (self._library.HTTPError, self._library.ApiException, OSError) as error:
             # what the machine said about the connection tells more than the end of file that it became on this side

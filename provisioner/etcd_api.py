@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from provisioner.config import Node
 from provisioner.errors import ProvisionerError
+from provisioner.patience import stretch
 from provisioner.pki import CaName
 from provisioner.tls_client import client_context
 from provisioner.topology import ETCD_CLIENT_PORT
@@ -278,10 +279,11 @@ class EtcdApi:
         return value
 
     def _post(self, path: str, body: dict[str, Any], timeout: float) -> http.client.HTTPResponse:
+        timeout = stretch(timeout)
         try:
             if self._connection is None:
                 self._connection = http.client.HTTPSConnection(
-                    "127.0.0.1", self._forward.port, timeout=self._timeout, context=self._context
+                    "127.0.0.1", self._forward.port, timeout=timeout, context=self._context
                 )
             self._connection.timeout = timeout
             if self._connection.sock is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -17,9 +18,12 @@ import yaml
 
 from provisioner.errors import STOPPED, ApplyError, Interrupted
 from provisioner.events import Tally, TaskStep
+from provisioner.patience import stretch
 from provisioner.share import ANSIBLE_CFG, PLAYBOOKS
 
 MAX_FORKS = 50
+# Ansible's own default for a connection, in seconds
+CONNECT_SECONDS = 10
 # AES-GCM first: several times as fast as OpenSSH's default on processors with AES instructions, and as good.
 SSH_ARGS = "-o ControlMaster=auto -o ControlPersist=30s -o Compression=no -o Ciphers=^aes128-gcm@openssh.com"
 
@@ -119,6 +123,7 @@ def _environment(log: Path, sockets: str) -> dict[str, str]:
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_SSH_CONTROL_PATH_DIR": sockets,
         "ANSIBLE_SSH_ARGS": SSH_ARGS,
+        "ANSIBLE_TIMEOUT": str(math.ceil(stretch(CONNECT_SECONDS))),
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from provisioner.errors import WaitTimeout
+from provisioner.patience import stretch
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ def wait_until(
     Args:
         what: what is waited for, for the error message ("every node Ready").
         probe: returns the value, or raises ``NotYet("last observed state")``.
-        seconds: the deadline, counted from now.
+        seconds: the deadline, counted from now; ``patience`` may put it off.
         every: pause between two probes, in seconds.
         hint: remedy printed when the deadline passes.
         retry_on: further exceptions that mean "not yet" (a refused connection, say).
@@ -37,6 +38,7 @@ def wait_until(
     Raises:
         WaitTimeout: the deadline passed; carries the last observed state.
     """
+    seconds = stretch(seconds)
     waiting: tuple[type[Exception], ...] = (NotYet, *retry_on)
     deadline = time.monotonic() + seconds
     while True:

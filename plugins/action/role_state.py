@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 from typing import Any
 
 from ansible.module_utils.parsing.convert_bool import boolean
@@ -13,7 +14,10 @@ from ansible.plugins.action import ActionBase
 
 from provisioner import quarantine
 from provisioner.desired import HostState, load_host
+from provisioner.patience import stretch
 
+# how long a unit may take until it is healthy, where its role says nothing else
+GATE_SECONDS = 120
 FILE_FIELDS = ("path", "sha256", "mode", "owner", "group", "secret", "once")
 
 
@@ -52,6 +56,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         options = {name: value for name, value in self._task.args.items() if name != "gate"}
         if not boolean(self._task.args.get("gate", True)):
             options.pop("until", None)
+        if until := options.get("until"):
+            options["until"] = {**until, "seconds": math.ceil(stretch(int(until.get("seconds", GATE_SECONDS))))}
         payload = base64.b64encode(gzip.compress(json.dumps(document).encode(), mtime=0)).decode()
         options = {**options, "payload": payload}
         result.update(quarantine.guarded(variables, lambda: self._execute_module("role_state", options, task_vars=task_vars)))

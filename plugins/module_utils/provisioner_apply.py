@@ -245,11 +245,11 @@ def _observed(until, wanted_hash, state):
         return "%s runs an older configuration" % name
     if until.get("path") and not os.path.exists(until["path"]):
         return "%s does not exist yet" % until["path"]
-    return _answer(until["url"], until.get("ca")) if until.get("url") else ""
+    return _answer(until["url"], until.get("ca"), max(3, until["seconds"] / 60)) if until.get("url") else ""
 
 
-def _answer(url, ca):
-    """Empty where the URL answers 200, else what it answered. The health endpoints need no identity."""
+def _answer(url, ca, timeout):
+    """Empty where the URL answers 200 in time, else what it answered. The health endpoints need no identity."""
     import ssl  # noqa: PLC0415 - half of a role's time on the node, for the few that ask a URL
     import urllib.error  # noqa: PLC0415
     import urllib.request  # noqa: PLC0415
@@ -258,7 +258,7 @@ def _answer(url, ca):
     try:
         if ca:
             handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca)))
-        with urllib.request.build_opener(*handlers).open(url, timeout=3) as response:
+        with urllib.request.build_opener(*handlers).open(url, timeout=timeout) as response:
             return "" if response.status == 200 else "%s answers %d" % (url, response.status)
     except urllib.error.HTTPError as error:
         with error:

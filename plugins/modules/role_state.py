@@ -25,7 +25,7 @@ options:
       url: {description: A URL that must answer 200., type: str}
       ca: {description: Certificate authority of an https URL., type: path}
       path: {description: A file that must exist., type: path}
-      seconds: {description: Deadline., type: int, default: 120}
+      seconds: {description: Deadline; the action plugin lengthens it by PROVISIONER_PATIENCE., type: int, default: 120}
   gate:
     description: Whether to wait at all. The action plugin leaves C(until) out where not.
     type: bool

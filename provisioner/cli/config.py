@@ -21,14 +21,58 @@ def init(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write it.", show_default=False)] = Path(),
     *,
     preset: Annotated[Preset, typer.Option(help="One machine with all roles, or three control planes and two workers.")] = "single",
+    from_vagrant: Annotated[
+        bool, typer.Option("--from-vagrant", help="With the running machines of the Vagrantfile in DIR or above it, else here.")
+    ] = False,
+    control_plane: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="With --from-vagrant: a control plane, where names like cp-1 do not tell; repeatable."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a cluster.yaml that is there.")] = False,
 ) -> None:
     """Write a commented cluster.yaml."""
     from provisioner import init as templates  # noqa: PLC0415 - keeps `--help` and completion quick
 
+    if from_vagrant:
+        _from_vagrant(directory, control_plane or [], force=force)
+        return
+    if control_plane:
+        raise BadInput("--control-plane says something of Vagrant's machines only", hint="add --from-vagrant, or edit `roles`")
     target, beside = templates.write(directory, preset, force=force)
     console.print(f"wrote {escape(str(target))} and, for editors, {escape(beside.name)}")
     console.print(f"next: put your machines under `nodes`, then `provisioner validate --cluster {escape(str(target))}`")
+
+
+def _from_vagrant(directory: Path, control_planes: list[str], *, force: bool) -> None:
+    """Write a cluster.yaml of Vagrant's machines."""
+    from provisioner import init as templates  # noqa: PLC0415 - keeps `--help` and completion quick
+    from provisioner import patience  # noqa: PLC0415
+    from provisioner.display import waiting  # noqa: PLC0415
+    from provisioner.vagrant import clusterfile  # noqa: PLC0415
+
+    templates.refuse_existing(directory, force=force)
+    with waiting(console, "asking Vagrant, and its machines"):
+        found = clusterfile.find(directory, control_planes=control_planes)
+    target, beside = templates.write_text(directory, found.text)
+    for machine in found.plan.machines:
+        reached = machine.host if machine.port == 22 else f"{machine.host} port {machine.port}"
+        roles = ", ".join(role.value for role in machine.roles)
+        console.print(
+            f"  {machine.name}: {machine.cluster_address or machine.host}, SSH at {reached} as {machine.user}; {roles}",
+            markup=False,
+        )
+    notes = list(found.plan.notes)
+    if found.absent:
+        notes.append(f"not made by Vagrant, and left out: {', '.join(found.absent)}")
+    if renewed := clusterfile.renew_host_keys(found, target):
+        notes.append(f"made anew by Vagrant, so their new host keys are on record: {', '.join(renewed)}")
+    if found.plan.emulated and patience.factor() == 1:
+        notes.append(f"these machines are emulated in software: `export {patience.VARIABLE}=10` lets every command wait longer")
+    for note in notes:
+        console.print(f"note: {note}", markup=False)
+    console.print(f"wrote {escape(str(target))} and, for editors, {escape(beside.name)}")
+    where = "" if target == Path(templates.FILE_NAME) else f" --cluster {escape(str(target))}"
+    console.print(f"next: `provisioner apply{where}`")
 
 
 def validate(*, cluster: ClusterOption = None, as_json: JsonOption = False) -> None:

@@ -7,6 +7,7 @@ cluster on them; the workspace, its PKI above all, stays as it is.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from provisioner.config import Cluster, Node, Role
 from provisioner.errors import ApplyError, Interrupted, PreflightUnfit, ProvisionerError
 from provisioner.events import Failure, Tally
 from provisioner.facts import HostFacts
+from provisioner.patience import stretch
 from provisioner.pki import CaName
 from provisioner.pki.store import ca_file, next_ca_file
 from provisioner.render.footprint import footprint_of
@@ -216,7 +218,7 @@ def variables_of(cluster: Cluster, workspace: Workspace, seconds: int) -> dict[s
         "reset_footprint": footprint_of(cluster).to_json(),
         "reset_authorities": list(_authorities(workspace)),
         "reset_cluster_id": preflight.cluster_id_of(workspace) or "",
-        "reset_seconds": seconds,
+        "reset_seconds": math.ceil(stretch(seconds)),
     }
 
 

@@ -18,6 +18,7 @@ import paramiko
 
 from provisioner.config import Cluster, Node
 from provisioner.errors import ProvisionerError
+from provisioner.patience import stretch
 from provisioner.ssh.auth import KeyRing
 from provisioner.ssh.eof import send_eof
 from provisioner.ssh.errors import SshError, Trouble
@@ -121,7 +122,7 @@ class Connections:
             SshError: the machine cannot be reached, sudo wants a password, the connection broke, or the time is up.
                 A command that fails raises nothing: see ``Completed.code``.
         """
-        link = self._link(node)
+        link, timeout = self._link(node), stretch(timeout)
         through_sudo = sudo and link.target.user != "root"
         line = _wrap(command, through_sudo=through_sudo, check=through_sudo and not link.sudo_works)
         with link.session(time.monotonic() + timeout) as channel:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import paramiko
 from paramiko.ssh_exception import IncompatiblePeer
 
+from provisioner.patience import stretch
 from provisioner.ssh.auth import KeyRing, authenticate
 from provisioner.ssh.errors import SshError, Trouble
 from provisioner.ssh.known_hosts import HostKey, KnownHosts, name_of
@@ -180,9 +181,9 @@ class Link:
             raise
         try:
             transport.set_log_channel(self._log)
-            transport.banner_timeout = transport.handshake_timeout = min(HANDSHAKE_SECONDS, self._seconds)
-            transport.auth_timeout = min(AUTHENTICATION_SECONDS, self._seconds)
-            transport.channel_timeout = min(CHANNEL_SECONDS, self._seconds)
+            transport.banner_timeout = transport.handshake_timeout = stretch(min(HANDSHAKE_SECONDS, self._seconds))
+            transport.auth_timeout = stretch(min(AUTHENTICATION_SECONDS, self._seconds))
+            transport.channel_timeout = stretch(min(CHANNEL_SECONDS, self._seconds))
             known = self._known_hosts.keys_of(target.host, target.port)
             _choose_algorithms(transport, known)
             self._negotiate(transport)
@@ -204,12 +205,12 @@ class Link:
     def _dial(self) -> socket.socket | paramiko.Channel:
         if self._via is not None:
             return _through(self._via, self.target)
-        return _tcp(self.target, min(CONNECT_SECONDS, self._seconds))
+        return _tcp(self.target, stretch(min(CONNECT_SECONDS, self._seconds)))
 
     def _negotiate(self, transport: paramiko.Transport) -> None:
         done = threading.Event()
         transport.start_client(event=done)
-        seconds = min(HANDSHAKE_SECONDS, self._seconds)
+        seconds = stretch(min(HANDSHAKE_SECONDS, self._seconds))
         finished = done.wait(seconds + 1)
         if finished and transport.is_active():
             return
@@ -386,7 +387,7 @@ def _through(bastion: Link, target: Target) -> paramiko.Channel:
             ),
             NO_ANSWER: (
                 Trouble.TIMEOUT,
-                f"gets no answer from it within {CHANNEL_SECONDS:g} s",
+                f"gets no answer from it within {stretch(CHANNEL_SECONDS):g} s",
                 "see whether the machine is up, its `address` right as seen from the bastion, and no firewall is between them",
             ),
         }.get(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from provisioner.errors import BadInput, ProvisionerError
+from provisioner.patience import stretch
 from provisioner.report import CheckResult, Outcome, Report
 from provisioner.verify.model import Check, CheckFailed, Context, Evidence, Level
 
@@ -88,7 +89,7 @@ def run_checks(
             if all(need in results and results[need].passed for need in check.needs):
                 del waiting[check.id]
                 limit = seconds if seconds is not None else check.deadline(context.cluster)
-                running[check.id] = _Running(check, time.monotonic(), time.monotonic() + limit + GRACE)
+                running[check.id] = _Running(check, time.monotonic(), time.monotonic() + stretch(limit) + GRACE)
                 on_event(Event(check))
                 _start(check, replace(context, seconds=limit), ended)
             elif missing := [need for need in check.needs if need in results and not results[need].passed]:

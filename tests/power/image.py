@@ -117,19 +117,29 @@ def ensure() -> Image:
         lab_image.bootstrap(work, packages=(*lab_image.PACKAGES, *PACKAGES))
         lab_image.configure(work / "tree", files=FILES, links=LINKS)
         (work / "out").mkdir()
-        _write_disk(work / "tree", work / "out")
+        (work / "tree/root/.ssh").mkdir(mode=0o700, exist_ok=True)
+        write_disk(work / "tree", work / "out")
         (work / "out").rename(made)
     return Image(made)
 
 
-def _write_disk(tree: Path, out: Path) -> None:
-    (tree / "root/.ssh").mkdir(mode=0o700, exist_ok=True)
+def write_disk(tree: Path, out: Path, *, size: int = DISK_BYTES) -> None:
+    """Make ``disk.raw``, ``vmlinuz`` and ``initrd`` of a tree, which loses the latter two.
+
+    Args:
+        tree: with one kernel in its /boot.
+        out: the directory that they are written to.
+        size: of the disk, in bytes; it is sparse.
+
+    Raises:
+        LabError: the file system cannot be made.
+    """
     for name, pattern in (("vmlinuz", "vmlinuz-*"), ("initrd", "initrd.img-*")):
         (found,) = (tree / "boot").glob(pattern)
         shutil.move(found, out / name)
     disk = out / "disk.raw"
     with disk.open("wb") as file:
-        file.truncate(DISK_BYTES)
+        file.truncate(size)
     # lazy initialisation would keep the machines' disks busy for minutes after their first boot
     run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", str(tree), str(disk)], timeout=600)
 

@@ -18,7 +18,7 @@ import urllib3
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\]\((?P<url>https?://[^)\s]+)\)|<(?P<auto>https?://[^>\s]+)>")
-CODE = re.compile(r"^(`{3,}|~{3,}).*?^\1`*\s*$|^    .*$|`[^`\n]*`", re.DOTALL | re.MULTILINE)
+CODE = re.compile(r"^(`{3,}|~{3,})[\s\S]*?^\1`*[ ]*$|^    .*$|`[^`\n]*`", re.MULTILINE)
 REFUSED = (401, 403, 429)
 
 

@@ -141,9 +141,21 @@ race-plots: venv ## Tables and pictures of docs/race.md, out of the newest raw f
 
 .PHONY: docs
 docs: venv ## Write the reference and manual pages anew out of the code
-	@$(BIN)/python -m provisioner.cli.reference docs/reference/cli.md
-	@$(BIN)/provisioner schema --markdown >docs/reference/cluster-yaml.md
+	@$(BIN)/python -m tools.reference docs/reference
 	@$(BIN)/python -m provisioner.cli.man man
+
+# Material's note on the future of MkDocs says nothing about these pages.
+.PHONY: site
+site: venv ## The documentation as a static site in build/site; a broken link or a page nobody finds ends it
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.PHONY: site-serve
+site-serve: venv ## The same on http://127.0.0.1:8000, anew with every change of a page
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000 $(ARGS)
+
+.PHONY: links
+links: venv ## Does every link to another site lead somewhere? (network; nothing else runs it)
+	@$(BIN)/python -m tools.links $(ARGS)
 
 .PHONY: lock
 lock: venv ## Make requirements.lock anew from pyproject.toml

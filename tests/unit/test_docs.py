@@ -68,6 +68,19 @@ def test_commands_and_their_options_exist() -> None:
     assert found > 40, "the pages have their commands in another form now: this test does not see them"
 
 
+def test_every_command_has_a_page_besides_the_reference() -> None:
+    def leaves(command: object, path: str) -> Iterator[str]:
+        if isinstance(command, TyperGroup):
+            for name, below in command.commands.items():
+                yield from leaves(below, f"{path} {name}")
+        else:
+            yield path
+
+    text = "".join(page.read_text() for page in PAGES if page.parent.name != "reference")
+    missing = [command for command in leaves(get_command(app), "provisioner") if not re.search(rf"{command}\b", text)]
+    assert missing == []
+
+
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {

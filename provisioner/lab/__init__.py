@@ -2,8 +2,8 @@
 
 ``lab.py`` has up and down, ``handle.py`` status and the handle on one machine; ``spec.py`` the names and addresses, ``state.py``
 what is written down before anything is made, ``image.py`` (with ``apt.py``) the base image, ``nspawn.py`` (with ``launch.py``) one
-machine's disk and boot; ``network.py``, ``cgroups.py``, ``keys.py``, ``host.py`` and ``clusterfile.py`` are what they say; ``load.py`` brings
-images of the user's own.
+machine's disk and boot; ``network.py``, ``cgroups.py``, ``keys.py``, ``host.py`` and
+``clusterfile.py`` are what they say; ``load.py`` brings images of the user's own.
 """
 
 from provisioner.lab.handle import Handle, LabStatus, MachineStatus, ssh_command, status

@@ -46,9 +46,10 @@ class Cluster:
     @cached_property
     def client(self) -> Any:
         """``kubernetes.client.ApiClient``, for any of the library's API classes: ``BatchV1Api(cluster.client)``."""
-        from kubernetes.config import new_client_from_config  # noqa: PLC0415
+        from kubernetes import config  # noqa: PLC0415
 
-        return new_client_from_config(config_file=str(self.kubeconfig))
+        made: Any = config
+        return made.new_client_from_config(config_file=str(self.kubeconfig))
 
     @cached_property
     def core(self) -> Any:
@@ -73,7 +74,7 @@ class Cluster:
 
     @cached_property
     def kubectl_binary(self) -> str:
-        """The user's own kubectl, else the one of the lab's version.
+        """The user's own kubectl, else one from the cache of artifacts.
 
         Raises:
             ClusterError: there is none.
@@ -82,11 +83,9 @@ class Cluster:
             return found
         from provisioner.testing import kubectl  # noqa: PLC0415 - knows the whole program
 
-        return str(kubectl.of_lab(self.kubeconfig.parent)) if self.lab else kubectl.missing()
+        return str(kubectl.cached())
 
-    def kubectl(
-        self, *args: str, stdin: str = "", check: bool = True, timeout: float = 120
-    ) -> subprocess.CompletedProcess[str]:
+    def kubectl(self, *args: str, stdin: str = "", check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Run kubectl on this cluster.
 
         Args:
@@ -170,17 +169,11 @@ class Cluster:
             timeout: seconds.
 
         Raises:
-            kubernetes.client.ApiException: the answer is an error, or no pod is behind the Service (503).
+            ClusterError: the answer is an error, or no pod is behind the Service.
         """
-        answer = self.client.call_api(
-            f"/api/v1/namespaces/{namespace}/services/{service}/proxy/{path.lstrip('/')}",
-            "GET",
-            auth_settings=["BearerToken"],
-            _preload_content=False,
-            _request_timeout=timeout,
-        )
-        response = answer[0] if isinstance(answer, tuple) else answer
-        return bytes(response.data).decode(errors="replace")
+        # by kubectl: it knows every way to log in, and the client's own call mends the path and reads the answer as it likes
+        url = f"/api/v1/namespaces/{namespace}/services/{service}/proxy/{path.lstrip('/')}"
+        return self.kubectl("get", "--raw", url, "--request-timeout", f"{timeout:g}s", timeout=timeout + 30).stdout
 
     def load_image(self, *archives: Path) -> None:
         """Put images on every machine: `docker save --output FILE IMAGE` writes an archive. Lab machines reach no registry.
@@ -190,7 +183,9 @@ class Cluster:
             provisioner.errors.ProvisionerError: there is no such file, or a machine does not take it.
         """
         if not self.lab:
-            raise ClusterError("images are loaded on lab machines; for the cluster of --cluster-kubeconfig, push them to its registry")
+            raise ClusterError(
+                "images are loaded on lab machines; for the cluster of --cluster-kubeconfig, push them to its registry"
+            )
         from provisioner.lab import load_images  # noqa: PLC0415
 
         load_images(self.lab, archives)

@@ -32,7 +32,7 @@ def collect(cluster: Cluster, namespace: str | None) -> str:
             continue
         try:
             found = list(part(cluster, namespace or "", lambda: time.monotonic() < end))
-        except Exception as error:  # noqa: BLE001 - whatever the client raises
+        except Exception as error:
             found = [f"could not be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}"]
         lines += [f"{title}:", *(f"  {line}" for line in found or ["none"])]
     return "\n".join(lines)
@@ -42,8 +42,10 @@ def _nodes(cluster: Cluster, _: str, __: Callable[[], bool]) -> Iterator[str]:
     """Nodes."""
     for node in cluster.core.list_node(_request_timeout=REQUEST_SECONDS).items:
         ready = next((one for one in node.status.conditions or () if one.type == "Ready"), None)
-        well = ready is not None and ready.status == "True"
-        yield f"{node.metadata.name}: {'Ready' if well else f'not Ready: {ready.message if ready else "no word of its kubelet"}'}"
+        if ready is not None and ready.status == "True":
+            yield f"{node.metadata.name}: Ready"
+        else:
+            yield f"{node.metadata.name}: not Ready: {_short(ready.message) if ready else 'no word of its kubelet'}"
 
 
 def _pods(cluster: Cluster, namespace: str, _: Callable[[], bool]) -> Iterator[str]:

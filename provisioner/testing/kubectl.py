@@ -1,4 +1,4 @@
-"""A kubectl for users who have none: the cache of artifacts holds the lab's own."""
+"""A kubectl for users who have none: the cache of artifacts holds the one of every version that a lab was built with."""
 
 from __future__ import annotations
 
@@ -6,42 +6,38 @@ import os
 import platform
 import shutil
 from pathlib import Path
-from typing import NoReturn
 
-from provisioner.artifacts import Arch, load_lock
+from provisioner.artifacts import Arch, Cache, load_lock
 from provisioner.artifacts.ensure import in_cache_of
 from provisioner.artifacts.wants import wants_of
-from provisioner.load import load
+from provisioner.errors import ArtifactError
 from provisioner.testing.cluster import ClusterError
 
 
-def of_lab(workspace: Path) -> Path:
-    """The kubectl of a lab's version, made executable beside its kubeconfig.
+def cached() -> Path:
+    """A kubectl made executable in the cache: of the newest version that is there.
 
     Raises:
-        ClusterError: the cache has none.
+        ClusterError: there is none.
     """
-    target = workspace / "kubectl"
-    if target.exists():
-        return target
-    cluster, lock = load(workspace / "cluster.yaml"), load_lock()
+    lock, cache = load_lock(), Cache.open()
     arch: Arch = "arm64" if platform.machine() in {"aarch64", "arm64"} else "amd64"
-    wants = wants_of(lock, cluster.kubernetes.version, arch, [("kubernetes", ("kubectl",))])
-    found = in_cache_of(wants, lock, sources=cluster.artifacts.sources, mirror=cluster.artifacts.mirror).get("kubectl")
-    if found is None:
-        missing()
-    # beside it first: several processes may do this at once
-    fresh = target.with_name(f".kubectl.{os.getpid()}")
-    shutil.copyfile(found.path, fresh)
-    fresh.chmod(0o755)
-    fresh.replace(target)
-    return target
-
-
-def missing() -> NoReturn:
-    """Nobody has a kubectl.
-
-    Raises:
-        ClusterError: always.
-    """
+    for version in lock.kubernetes_versions:
+        target = cache.root / "bin" / f"kubectl-{version}"
+        if target.exists():
+            return target
+        try:
+            wants = wants_of(lock, version, arch, [("kubernetes", ("kubectl",))])
+            found = in_cache_of(wants, lock, sources=("release", "modules"), cache=cache).get("kubectl")
+            if found is None:
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # beside it first: several processes may do this at once
+            fresh = target.with_name(f".{target.name}.{os.getpid()}")
+            shutil.copyfile(found.path, fresh)
+            fresh.chmod(0o755)
+            fresh.replace(target)
+        except (ArtifactError, OSError) as error:
+            raise ClusterError(f"kubectl: command not found, and none can be taken from the cache: {error}") from None
+        return target
     raise ClusterError("kubectl: command not found: install one, or use the client (`cluster.core`, `cluster.client`)")

@@ -173,9 +173,11 @@ class Site:
         shape = ["--control-planes", str(settings.control_planes), "--workers", str(settings.workers)]
         version = ["--kubernetes-version", settings.kubernetes] if settings.kubernetes else []
         command = ["up", "--json", "--deadline", str(BUILD_SECONDS), "--name", self.lab, *shape, *version]
-        with self.log.open("wb") as log, (self.home / "up.json").open("wb") as output:
+        with (
+            self.log.open("wb") as log,
+            (self.home / "up.json").open("wb") as output,
             # a group of its own: Ctrl-C is handed on below, once
-            with subprocess.Popen(
+            subprocess.Popen(
                 _provisioner(*command),
                 cwd=self.home,
                 env=_environment(),
@@ -183,15 +185,16 @@ class Site:
                 stdout=output,
                 stderr=log,
                 start_new_session=True,
-            ) as process:
-                try:
-                    builder = Process.of(process.pid)
-                    self._write(replace(record, builder=builder.to_text() if builder else ""))
-                    return process.wait()
-                except BaseException:
-                    if builder := Process.of(process.pid):
-                        builder.stop(seconds=STOP_SECONDS)
-                    raise
+            ) as process,
+        ):
+            try:
+                builder = Process.of(process.pid)
+                self._write(replace(record, builder=builder.to_text() if builder else ""))
+                return process.wait()
+            except BaseException:
+                if builder := Process.of(process.pid):
+                    builder.stop(seconds=STOP_SECONDS)
+                raise
 
     def _said(self) -> str:
         """The error of a command that failed, else the end of what it printed."""

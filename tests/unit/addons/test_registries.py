@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from provisioner.config import Cluster
 from provisioner.registries import Unusable
 from provisioner.render import registry_login
 from provisioner.render.trust import Source, sources_of
+from provisioner.support.secrets import registry_words
+from provisioner.workspace import Workspace
 
 SECRET = "hunter2, and more"  # noqa: S105 - of nobody
 
@@ -109,3 +112,13 @@ def test_a_good_file(tmp_path: Path) -> None:
     path.write_text(json.dumps({"username": "robot", "password": SECRET}))
     path.chmod(0o600)
     assert registries.read_login(path) == ("robot", SECRET)
+
+
+def test_a_support_bundle_is_searched_for_the_passwords(tmp_path: Path) -> None:
+    (tmp_path / "login").write_text(json.dumps({"username": "robot", "password": SECRET}))
+    (tmp_path / "login").chmod(0o600)
+    known = cluster(
+        registries=[{"registry": "r.example", "credentials": "login"}, {"registry": "gone.example", "credentials": "gone"}]
+    )
+    words = list(registry_words(known, Workspace(tmp_path, tmp_path / "cluster.yaml")))
+    assert words == [SECRET, base64.b64encode(f"robot:{SECRET}".encode()).decode()]

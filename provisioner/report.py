@@ -99,6 +99,7 @@ class Report:
         started: when the run began (UTC).
         seconds: from the first check's start to the last one's end.
         results: in the order of the checks' table.
+        only: the checks that were asked for by name, where not all of the level were.
     """
 
     cluster: str
@@ -107,6 +108,7 @@ class Report:
     started: dt.datetime
     seconds: float
     results: tuple[CheckResult, ...]
+    only: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -150,6 +152,7 @@ class Report:
             "cluster": self.cluster,
             "kubernetesVersion": self.version,
             "level": self.level,
+            **({"only": list(self.only)} if self.only else {}),
             "started": self.started.isoformat(timespec="milliseconds"),
             "seconds": round(self.seconds, 3),
             "passed": self.passed,
@@ -196,6 +199,7 @@ class Report:
                     )
                     for check in document["checks"]
                 ),
+                only=tuple(str(name) for name in document.get("only", ())),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a report of verify: {error!r}") from None

@@ -15,7 +15,7 @@ LANE = 24.0
 HOST = 20.0
 # Hosts that are drawn; of more, those that failed and those that were busy longest.
 MOST = 60
-COLOURS = 8
+COLOURS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def gantt(run: Run, stages: Mapping[str, str], hosts: Sequence[str]) -> Picture:
     length = max(run.seconds, 0.1)
     scale = (WIDTH - GUTTER - 12) / length
     lanes = _lanes(run)
-    height = 26 + len(lanes) * LANE + 8 + len(shown) * HOST + 26
+    height = 26 + len(lanes) * LANE + 8 + len(shown) * HOST + 6
     shapes: list[Shape] = [*_axis(length, scale, height)]
     y = 26.0
     for index, lane in enumerate(lanes):
@@ -163,5 +163,5 @@ def _axis(length: float, scale: float, height: float) -> Iterator[Shape]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     for index in range(int(length / step) + 1):
         x = GUTTER + index * step * scale
-        yield Path(f"M{x:g} 20V{height - 22:g}", "grid")
+        yield Path(f"M{x:g} 20V{height - 6:g}", "grid")
         yield Words(x, 14, f"{index * step:g} s", "soft", "middle" if index else "start")

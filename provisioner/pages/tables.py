@@ -128,7 +128,13 @@ def _checks_figure(page: Page) -> Figure:
     passed = report.count(Outcome.PASSED)
     tone = Tone.BAD if not report.passed else Tone.WARN if stale(page) else Tone.OK
     age = (page.made - report.started).total_seconds() - report.seconds
-    return Figure("Checks", f"{passed}/{len(report.results)}", f"passed, level {report.level}, {_before(age)} ago", tone, "checks")
+    return Figure(
+        "Checks",
+        f"{passed}/{len(report.results)}",
+        f"passed, {'those named' if report.only else f'level {report.level}'}, {_before(age)} ago",
+        tone,
+        "checks",
+    )
 
 
 def _certificates_figure(page: Page) -> Figure:
@@ -357,4 +363,6 @@ def verdict(page: Page) -> tuple[Tone, str]:
         return Tone.BAD, "; ".join(parts)
     if page.report is None:
         return Tone.WARN, "No problem is seen, and nothing is proved: verify has not run"
+    if page.report.only:
+        return Tone.WARN, f"No problem; of all checks these alone were tried, and passed: {', '.join(page.report.only)}"
     return Tone.OK, f"No problem; all {len(page.report.results)} checks of the last verify passed"

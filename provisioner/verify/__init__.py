@@ -13,6 +13,7 @@ import contextlib
 import datetime as dt
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from provisioner.artifacts.lock import load_lock
@@ -78,7 +79,7 @@ def run(
         probe = Probe(cluster, api, connections, image, confined=confined)
         context = Context(cluster, workspace, connections, pki, api, probe)
         try:
-            return run_checks(context, checks, level=level, seconds=seconds, on_event=on_event)
+            return replace(run_checks(context, checks, level=level, seconds=seconds, on_event=on_event), only=tuple(only))
         finally:
             probe.remove()
             before = dt.datetime.now(dt.UTC) - _LEFTOVER_AGE

@@ -57,9 +57,9 @@ class Real:
         return command(self.directory, *args, **environ)
 
     @contextlib.contextmanager
-    def started(self, *args: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
+    def started(self, *args: str, stdout: int = subprocess.DEVNULL, **environ: str) -> Iterator[subprocess.Popen[str]]:
         """The command under way, its output in ``stderr``; it does not outlive the block."""
-        with start(self.directory, *args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **environ) as process:
+        with start(self.directory, *args, stdout=stdout, stderr=subprocess.PIPE, **environ) as process:
             try:
                 yield process
             finally:

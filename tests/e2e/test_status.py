@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,7 +106,77 @@ def test_it_needs_no_lock_and_changes_nothing(ha: Real) -> None:
     assert ha.plan() == []
 
 
-def test_without_the_first_control_plane(ha: Real) -> None:
+def page(ha: Real, command: str, file: Path, *more: str) -> str:
+    """A page that a command wrote."""
+    done = ha.cli(command, "--html", str(file), *more)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert file.stat().st_mode & 0o777 == 0o644
+    return file.read_text(encoding="utf-8")
+
+
+def test_the_page(ha: Real, tmp_path: Path) -> None:
+    wait_until_whole(ha)
+    names = [node.name for node in ha.cluster.nodes]
+    pairs = len(names) * (len(names) - 1)
+    text = page(ha, "verify", tmp_path / "verify.html", "--only", "pod-to-pod")
+    assert f"{pairs} of {pairs} ways between nodes worked" in text
+    assert "these alone were tried, and passed: pod-to-pod" in text
+    # what was tried in part is no proof of the whole, and is not kept as one
+    verified = ha.cli("verify", "--json")
+    assert verified.returncode == 0, verified.stderr
+    text = page(ha, "report", tmp_path / "report.html")
+    assert "No problem; all" in text
+    assert f"{pairs} of {pairs} ways between nodes worked" in text
+    assert all(name in text for name in names)
+    for secret in (ha.workspace.kubeconfig, ha.workspace.root / "id_ed25519"):
+        lines = [line.split()[-1] for line in secret.read_text().splitlines() if len(line) > 60]
+        assert lines
+        assert not any(line in text for line in lines)
+    document = json.loads(ha.cli("report", "--json").stdout)
+    assert document["status"]["healthy"] is True
+    assert document["verify"]["checks"] == json.loads(verified.stdout)["checks"]
+    assert next(check for check in document["verify"]["checks"] if check["id"] == "pod-to-pod")["pairs"]["failed"] == []
+    wanted = f"{ha.cluster.kubernetes.version}"
+    for machine in document["versions"]["machines"]:
+        assert machine["errors"] == {}, machine
+        assert machine["components"]["kubelet"] == machine["components"]["kube-proxy"] == wanted, machine
+        for component, version in machine["components"].items():
+            assert version.removeprefix("v") == document["versions"]["expected"].get(component, version).removeprefix("v"), machine
+    assert {pod["node"] for pod in document["pods"]} <= set(names)
+    assert any(pod["namespace"] == "kube-system" and pod["ready"] for pod in document["pods"])
+    # of the run that built the cluster, or what the last test has changed since
+    assert document["run"]["state"] == "done"
+    assert {task["host"] for task in document["run"]["tasks"]} <= set(names)
+    assert [phase for phase in document["run"]["phases"] if phase["state"] != "done"] == []
+
+
+def test_the_graph(ha: Real) -> None:
+    done = ha.cli("graph")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1] == "flowchart TB"
+    assert all(f'"{node.name}<br>' in done.stdout for node in ha.cluster.nodes)
+
+
+def test_watching_keeps_its_connections(ha: Real) -> None:
+    """Looks go over the same SSH connections, and one that is interrupted ends well."""
+    wait_until_whole(ha)
+    before = logins(ha)
+    with ha.started("status", "--watch", "--interval", "0.5", "--json", stdout=subprocess.PIPE) as process:
+        looks = [json.loads(process.stdout.readline()) for _ in range(5)]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    assert all(look["healthy"] for look in looks), looks[-1]["problems"]
+    made = {name: count - before[name] for name, count in logins(ha).items()}
+    assert made == dict.fromkeys(made, 1), "one login on each machine for all looks"
+
+
+def logins(ha: Real) -> dict[str, int]:
+    """How often sshd let somebody in, by machine."""
+    text = "journalctl --no-pager -q -u ssh -o cat | grep -c '^Accepted ' || true"
+    return {node.name: int(ha.run(node, text)) for node in ha.cluster.nodes}
+
+
+def test_without_the_first_control_plane(ha: Real, tmp_path: Path) -> None:
     """Cut off, so that nothing there refuses a connection: whoever asks must give up by itself."""
     wait_until_whole(ha)
     with cut(ha, "cp-1"):
@@ -125,6 +198,10 @@ def test_without_the_first_control_plane(ha: Real) -> None:
         assert done.returncode == 0, done.stderr
         # its own bar is 10 s; a busy machine that runs the tests gets more
         assert found["seconds"] < 30
+        text = page(ha, "report", tmp_path / "report.html")
+    assert "cp-1</b> cannot be reached" in text
+    assert "Those on <b>cp-1</b> are not known" in text
+    assert "but now cp-1 does not answer" in text
     machines = {machine["name"]: machine for machine in found["machines"]}
     assert [name for name, machine in machines.items() if not machine["reachable"]] == ["cp-1"]
     assert machines["cp-1"]["error"]

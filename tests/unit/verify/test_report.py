@@ -3,13 +3,15 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
+from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
 from provisioner.errors import ExitCode, VerifyFailed
-from provisioner.report import CheckResult, Outcome, Report, printable
+from provisioner.report import CheckResult, Outcome, Pairs, Report, printable
 
 PASSED = CheckResult("nodes", "the Nodes are there", "smoke", Outcome.PASSED, 0.25, "3 Nodes Ready")
 FAILED = CheckResult("dns", "DNS answers", "smoke", Outcome.FAILED, 5.0, failures=("cp-1: no answer", "cp-2: <&> [bold]"))
@@ -93,3 +95,20 @@ def test_lines_are_one_for_each_thing_seen() -> None:
     assert lines[0] == "ok      nodes                0.2 s  3 Nodes Ready"
     assert [line.split()[0] for line in lines[1:3]] == ["FAILED", "FAILED"]
     assert lines[-1] == "c: 1 of 2 checks passed, 1 failed in 6.5 s"
+
+
+def test_a_report_comes_back_from_its_json(tmp_path: Path) -> None:
+    pairs = Pairs(("a", "b"), (("a", "b", "no <answer>"),))
+    full = replace(report(PASSED, FAILED, BLOCKED, replace(FAILED, id="pod-to-pod", pairs=pairs)), only=("dns",))
+    assert Report.of(json.loads(json.dumps(full.to_json()))) == full
+    full.save(tmp_path / "verify.json")
+    assert Report.last(tmp_path / "verify.json") == full
+    assert "pairs" not in full.to_json()["checks"][0], "only of checks that try pairs"
+    assert "only" not in report(PASSED).to_json()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": 1, "checks": [{}]}'])
+def test_what_is_no_report_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "verify.json").write_text(text)
+    assert Report.last(tmp_path / "verify.json") is None
+    assert Report.last(tmp_path / "none.json") is None

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from provisioner.errors import BadInput, ProvisionerError
-from provisioner.report import Outcome, Report
+from provisioner.report import Outcome, Pairs, Report
 from provisioner.verify import CHECKS, runner
-from provisioner.verify.model import Check, CheckFailed, Context, Level, each, patiently, settling
+from provisioner.verify.model import Check, CheckFailed, Context, Evidence, Level, each, patiently, settling
 from provisioner.verify.runner import Event, run_checks, select
 from provisioner.wait import NotYet
 
@@ -191,3 +191,18 @@ def test_a_failure_inside_patiently_that_cannot_settle_ends_it_at_once() -> None
 
     with pytest.raises(CheckFailed, match="never"):
         patiently(wrong, 1000)
+
+
+def test_pairs_travel_with_what_was_seen(context: Context) -> None:
+    pairs = Pairs(("a", "b"), (("a", "b", "no"),))
+
+    def fails_in_pairs(_: Context) -> Evidence:
+        raise CheckFailed("a -> b: no", pairs=pairs)
+
+    report = run_checks(
+        context, [check("bad", fails_in_pairs), check("good", lambda _: Evidence("all", Pairs(("a",))))], level=Level.SMOKE
+    )
+    assert [(one.passed, one.seen, one.pairs) for one in report.results] == [
+        (False, "a -> b: no", pairs),
+        (True, "all", Pairs(("a",))),
+    ]

@@ -1,0 +1,178 @@
+"""`status --watch`: what counts as a change; on a terminal, in a pipe, and its end by Ctrl-C, with machines that refuse us."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from provisioner import pki
+from provisioner.cli.status import parts
+from provisioner.cli.watch import Watch
+from provisioner.load import load
+from provisioner.status.changes import changes
+from provisioner.status.model import Apiserver, Backend, Etcd, EtcdMember, Lease, Machine, NodeState, Proxy, Status, Vip
+
+SECONDS = 60.0
+WHOLE = Status(
+    cluster="t",
+    kubernetes_version="1.36.3",
+    machines=(Machine("cp-1", "10.0.0.1", ("control-plane",), reachable=True),),
+    etcd=Etcd((EtcdMember("cp-1", "a", True, True, leader=True, raft_index=7, raft_term=2, db_mib=1),), quorum=True),
+    apiservers=(Apiserver("cp-1", ready=True),),
+    leases=(Lease("kube-scheduler", "cp-1", 1.0),),
+    nodes=(NodeState("cp-1", ready=True, kubelet="v1.36.3"),),
+    proxies=(Proxy("cp-1", (Backend("cp-1", True, "UP", 3),)),),
+    vip=Vip("10.0.0.9", ("cp-1",)),
+)
+
+
+def test_what_moves_all_the_time_is_no_change() -> None:
+    later = replace(
+        WHOLE,
+        etcd=Etcd((replace(WHOLE.etcd.members[0], raft_index=9, db_mib=2),), quorum=True),
+        leases=(Lease("kube-scheduler", "cp-1", 2.0),),
+        proxies=(Proxy("cp-1", (Backend("cp-1", True, "UP", 9),)),),
+        seconds=3,
+    )
+    assert changes(WHOLE, later) == ()
+
+
+def test_every_change_is_told() -> None:
+    worse = replace(
+        WHOLE,
+        machines=(replace(WHOLE.machines[0], reachable=False),),
+        etcd=Etcd((replace(WHOLE.etcd.members[0], healthy=False),), quorum=False),
+        apiservers=(Apiserver("cp-1", ready=False),),
+        leases=(Lease("kube-scheduler", "cp-1", 99.0),),
+        nodes=(NodeState("cp-1", ready=False), NodeState("new", ready=True)),
+        proxies=(Proxy("cp-1", (Backend("cp-1", False, "DOWN", 0),)),),
+        vip=Vip("10.0.0.9", ()),
+    )
+    assert [str(turn) for turn in changes(WHOLE, worse)] == [
+        "machine cp-1: answers -> UNREACHABLE",
+        "etcd cp-1: leader -> DOWN",
+        "control plane cp-1: ready -> NOT READY",
+        "leader kube-scheduler: cp-1 -> nobody",
+        "node cp-1: Ready v1.36.3 -> NOT READY",
+        "node new: not there -> Ready",
+        "proxy cp-1: 1 of 1 API servers up -> 0 of 1 API servers up",
+        "virtual address: cp-1 -> no machine",
+    ]
+
+
+def test_the_screen_marks_what_has_turned() -> None:
+    watch = Watch(parts)
+    watch.take(WHOLE)
+    watch.take(replace(WHOLE, apiservers=(Apiserver("cp-1", ready=False),)))
+    console = Console(width=100, record=True, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - closed below
+    console.print(watch.draw(2))
+    console.file.close()
+    text = console.export_text()
+    assert "t: look 2, 0 s ago; 2 s between two; Ctrl-C ends" in text
+    assert "control plane cp-1: ready -> NOT READY" in text
+    rows = [line for line in text.splitlines() if line.startswith("cp-1")]
+    assert [row.startswith("cp-1 *") for row in rows] == [False, False, True, False], rows
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A cluster whose machines refuse every connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    (tmp_path / "cluster.yaml").write_text(
+        f"name: t\nssh: {{port: {port}}}\n"
+        "nodes:\n"
+        "  - {name: cp-1, address: 127.0.0.1, clusterAddress: 10.0.0.1, roles: [control-plane, etcd]}\n"
+        "  - {name: worker-1, address: 127.0.0.2, clusterAddress: 10.0.0.2, roles: [worker]}\n"
+    )
+    pki.ensure(load(tmp_path / "cluster.yaml"), tmp_path / "workspace" / "t" / "pki", now=dt.datetime.now(dt.UTC))
+    (tmp_path / "workspace" / "t" / "layout").write_text("1\n")
+    return tmp_path
+
+
+@contextlib.contextmanager
+def watching(directory: Path, *more: str, stdout: int, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "provisioner", "status", "--watch", "--interval", "0.5", *more],
+        cwd=directory,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40", **environ},
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def read_until(handle: int, wanted: bytes) -> bytes:
+    text, deadline = b"", time.monotonic() + SECONDS
+    while wanted not in text:
+        ready, _, _ = select.select([handle], [], [], max(0.0, deadline - time.monotonic()))
+        assert ready, text.decode(errors="replace")
+        chunk = os.read(handle, 1 << 16)
+        assert chunk, text.decode(errors="replace")
+        text += chunk
+    return text
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_on_a_terminal_one_screen_is_drawn_anew(directory: Path, colour: bool) -> None:
+    master, slave = pty.openpty()
+    environ = {} if colour else {"NO_COLOR": "1"}
+    with watching(directory, stdout=slave, **environ) as process:
+        os.close(slave)
+        text = read_until(master, b"look 2")
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # the terminal's other end is gone
+            while chunk := os.read(master, 1 << 16):
+                text += chunk
+        assert process.wait(SECONDS) == 1, "the exit code of the last look: no machine answers"
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    os.close(master)
+    entered, _, rest = text.partition(b"\x1b[?1049h")
+    assert entered.strip() == b""
+    _, left, after = rest.partition(b"\x1b[?1049l")
+    assert left, "the terminal is given back"
+    assert b"cannot be reached: connection refused" in after, "the last look stays"
+    assert (b"\x1b[1;31m" in text) is colour
+
+
+def test_in_a_pipe_each_look_is_appended(directory: Path) -> None:
+    with watching(directory, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        text = read_until(process.stdout.fileno(), b"look 2").decode()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == 1
+    assert text.count(" problems (looked for") == 1
+    assert "\x1b" not in text
+
+
+def test_as_json_each_look_is_a_line(directory: Path) -> None:
+    with watching(directory, "--json", stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        text = read_until(process.stdout.fileno(), b"}\n{")
+        process.send_signal(signal.SIGINT)
+        process.wait(SECONDS)
+    first = json.loads(text.splitlines()[0])
+    assert (first["healthy"], first["changes"], first["machines"][0]["reachable"]) == (False, [], False)

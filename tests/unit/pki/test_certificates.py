@@ -19,7 +19,7 @@ from cryptography.x509.verification import Criticality, ExtensionPolicy, Policy,
 
 from provisioner.config import Cluster
 from provisioner.pki import CERTIFICATES, CaName, Leaf, Pki, cluster_id, ensure
-from provisioner.pki.specs import general_names
+from provisioner.pki.specs import general_names, requests_for_controller
 
 SPECS = {spec.name: spec for spec in CERTIFICATES}
 SERVER, CLIENT = "server", "client"
@@ -46,6 +46,7 @@ IDENTITIES = {
     "flannel": ("flannel:{}", ["provisioner:flannel"], {CLIENT}, "cluster"),
     "admin": ("provisioner-admin", ["provisioner:cluster-admins"], {CLIENT}, "cluster"),
     "break-glass": ("provisioner-break-glass", ["system:masters"], {CLIENT}, "cluster"),
+    "metrics-server-serving": ("metrics-server", [], {SERVER}, "cluster"),
     "driver-etcd-client": ("provisioner-driver", [], {CLIENT}, "etcd"),
 }
 USAGES = {ExtendedKeyUsageOID.SERVER_AUTH: SERVER, ExtendedKeyUsageOID.CLIENT_AUTH: CLIENT}
@@ -113,6 +114,15 @@ def test_every_certificate_has_the_identity_it_shall_have(pki: Pki) -> None:
         found = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         assert {USAGES[usage] for usage in found} == usages, name
         assert certificate.issuer == pki.cas[CaName(ca)].parsed.subject, name
+
+
+def test_an_addons_server_has_its_certificate_where_the_addon_is_on(pki: Pki) -> None:
+    node = {"name": "a", "address": "192.0.2.1", "roles": ["control-plane", "etcd"]}
+    cluster = Cluster.model_validate({"name": "c", "nodes": [node], "addons": {"metricsServer": True}})
+    (found,) = set(requests_for_controller(cluster)) - set(requests_for_controller())
+    assert (found.name, found.sans) == ("metrics-server-serving", (x509.DNSName("metrics-server.kube-system.svc"),))
+    assert found.usages == (ExtendedKeyUsageOID.SERVER_AUTH,)
+    assert (None, "metrics-server-serving") not in pki.leaves
 
 
 def test_only_the_break_glass_certificate_is_a_master(pki: Pki) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +159,7 @@ def last_run(workspace: Workspace) -> Run | None:
     return run_of(runs[index], _records(lines.splitlines()), later=len(runs) - 1 - index)
 
 
-def run_of(records: list[Mapping[str, Any]], tasks: Iterable[Mapping[str, Any]], *, later: int = 0) -> Run:
+def run_of(records: Sequence[Mapping[str, Any]], tasks: Iterable[Mapping[str, Any]], *, later: int = 0) -> Run:
     """A run out of its records. Pure.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Set
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,7 +54,11 @@ def status(
             from provisioner.cli.watch import watch  # noqa: PLC0415
 
             last = watch(
-                lambda: look(loaded, workspace, connections, keys), connections.close, parts, interval=interval, as_json=as_json
+                lambda: look(loaded, workspace, connections, keys),
+                connections.close,
+                partial(parts, verdict_first=True),
+                interval=interval,
+                as_json=as_json,
             )
             raise typer.Exit(ExitCode.INTERRUPTED if last is None else ExitCode.OK if last.reached else ExitCode.FAILURE)
         with waiting(console, f"looking at {loaded.name}"):
@@ -71,11 +76,16 @@ def show(found: Status, console: Console) -> None:
         console.print(part, soft_wrap=False)
 
 
-def parts(found: Status, turns: Iterable[Turn] = ()) -> list[RenderableType]:
-    """The look as what is printed, one below the other; names whose state has turned are marked."""
+def parts(found: Status, turns: Iterable[Turn] = (), *, verdict_first: bool = False) -> list[RenderableType]:
+    """The look as what is printed, one below the other; names whose state has turned are marked.
+
+    Args:
+        verdict_first: where only the beginning may be seen.
+    """
     turned = {(turn.table, turn.name) for turn in turns}
     tables = (_machines(found, turned), _etcd(found, turned), _control_plane(found, turned), _nodes(found, turned))
-    lines: list[RenderableType] = [piece for table in tables if table.row_count for piece in (table, Text(""))]
+    drawn: list[RenderableType] = [piece for table in tables if table.row_count for piece in (table, Text(""))]
+    lines: list[RenderableType] = []
     if found.vip is not None:
         lines.append(Text(f"virtual address {found.vip.address}: {', '.join(found.vip.holders) or 'on no machine'}"))
     if found.backups:
@@ -93,7 +103,7 @@ def parts(found: Status, turns: Iterable[Turn] = ()) -> list[RenderableType]:
         lines.append(Padding(Text(f"{problem.host}: {problem.cause}"), (0, 0, 0, 2)))
         if problem.remedy:
             lines.append(Padding(Text(f"remedy: {problem.remedy}", style="dim"), (0, 0, 0, 4)))
-    return lines
+    return [*lines, Text(""), *drawn] if verdict_first else [*drawn, *lines]
 
 
 def _marked(name: str, turned: bool) -> str:

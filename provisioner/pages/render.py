@@ -76,7 +76,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=_clean,
-        extensions=["jinja2.ext.do"],
     )
     environment.filters |= {"number": _number, "seconds": _seconds, "moment": _moment, "days": _days, "plural": _plural}
     environment.tests |= {"rect": _is(Rect), "line": _is(Line), "mark": _is(Mark)}

@@ -56,6 +56,8 @@ def attempt(app: typer.Typer, stop: Stop | None = None) -> int:
             sys.stdout.flush()
     except BrokenPipeError:
         return 128 + signal.SIGPIPE
+    except SystemExit as error:  # typer's own way out, also of a broken pipe
+        return 128 + signal.SIGPIPE if isinstance(error.__context__, BrokenPipeError) else int(error.code or 0)
     except typer.TyperException as error:
         _show_usage(error)
         return ExitCode.BAD_INPUT

@@ -16,18 +16,7 @@ from provisioner import choices
 
 COMMAND = Path(sys.executable).parent / "provisioner"
 # Half a second or more each; completion and --help do without, whatever the clock of a busy machine says.
-HEAVY = {
-    "kubernetes",
-    "ansible_runner",
-    "ansible",
-    "paramiko",
-    "cryptography",
-    "pydantic",
-    "jinja2",
-    "urllib3",
-    "testinfra",
-    "pyrage",
-}
+HEAVY = {"kubernetes", "ansible_runner", "ansible", "paramiko", "cryptography", "pydantic", "jinja2", "urllib3", "testinfra"}
 CLUSTER = """\
 nodes:
   - {name: cp-1, address: 10.77.0.11, roles: [control-plane, etcd]}
@@ -42,23 +31,16 @@ Complete = Callable[..., list[str]]
 def complete(tmp_path: Path) -> Complete:
     """The words that bash would show, out of the script that bash has loaded."""
     script = tmp_path / "completion.bash"
-    shown = subprocess.run(
-        [str(COMMAND), "--show-completion"],
-        env={**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
-        capture_output=True,
-        check=False,
-    )
-    assert shown.returncode != 0 or shown.stdout  # without a shell around it there may be none to detect
-    from typer._completion_shared import get_completion_script  # noqa: PLC0415
+    environ = {**os.environ, "_PROVISIONER_COMPLETE": "source_bash"}
+    shown = subprocess.run([str(COMMAND)], env=environ, capture_output=True, text=True, check=True)
+    script.write_text(shown.stdout)
 
-    script.write_text(get_completion_script(prog_name="provisioner", complete_var="_PROVISIONER_COMPLETE", shell="bash"))
-
-    def words(line: str, **environ: str) -> list[str]:
+    def words(line: str, **more: str) -> list[str]:
         code = (
             f"source {script}; COMP_WORDS=({line}); [[ $LINE == *' ' ]] && COMP_WORDS+=(''); "
             "COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 )); _provisioner_completion provisioner; printf '%s\\n' \"${COMPREPLY[@]}\""
         )
-        env = {**os.environ, "PATH": f"{COMMAND.parent}:{os.environ['PATH']}", "LINE": line, **environ}
+        env = {**os.environ, "PATH": f"{COMMAND.parent}:{os.environ['PATH']}", "LINE": line, **more}
         done = subprocess.run(["bash", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=60)
         assert done.stderr == ""
         return done.stdout.split()

@@ -51,4 +51,4 @@ def test_man_has_no_complaint(name: str, tmp_path: Path) -> None:
             ["groff", "-man", "-ww", "-K", "utf8", "-T", "utf8", str(path)], capture_output=True, text=True, check=False
         )
         assert said.stderr == ""
-        assert "SYNOPSIS" in said.stdout or "DESCRIPTION" in said.stdout
+        assert "DESCRIPTION" in re.sub(r".\x08", "", said.stdout)

@@ -26,7 +26,7 @@ CLUSTER = """\
 apiVersion: provisioner/v1
 name: test
 nodes:
-  - {name: cp-1, address: 127.0.0.1, sshPort: 1, roles: [control-plane, etcd, worker]}
+  - {name: cp-1, address: localhost, clusterAddress: 10.77.0.11, sshPort: 1, roles: [control-plane, etcd, worker]}
 """
 ESCAPE = re.compile(rb"\x1b")
 CLEAN = dict.fromkeys(("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "CLICOLOR", "PYTHONIOENCODING", "LC_CTYPE", "LANG"), "")
@@ -128,15 +128,23 @@ def test_a_terminal_gets_colours(here: Path) -> None:
     assert "cp-1" in seen.decode()
 
 
-@pytest.mark.parametrize("environ", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"CLICOLOR": "0"}])
-@pytest.mark.parametrize("words", [["preflight"], ["plan"], ["validate", "--cluster", "nowhere"], ["--help"]])
-def test_no_escape_sequence_where_none_is_wanted(here: Path, environ: dict[str, Any], words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "environ"),
+    [
+        (["preflight"], {"NO_COLOR": "1"}),
+        (["plan"], {"NO_COLOR": "1"}),
+        (["--help"], {"NO_COLOR": "1"}),
+        (["plan"], {"TERM": "dumb"}),
+        (["validate", "--cluster", "nowhere"], {"CLICOLOR": "0"}),
+    ],
+)
+def test_no_escape_sequence_where_none_is_wanted(here: Path, words: list[str], environ: dict[str, Any]) -> None:
     seen = on_a_terminal(words, here, **environ)
     assert seen
     assert not ESCAPE.search(seen), seen
 
 
-@pytest.mark.parametrize("words", [["preflight"], ["plan"], ["validate", "--cluster", "nowhere"], ["apply", "--help"]])
+@pytest.mark.parametrize("words", [["preflight"], ["plan"]])
 def test_an_ascii_terminal_gets_ascii(here: Path, words: list[str]) -> None:
     seen = on_a_terminal(words, here, LC_ALL="C", TERM="dumb")
     assert seen
@@ -149,7 +157,7 @@ def test_no_encoding_stops_a_command(here: Path) -> None:
     odd.mkdir()
     (odd / "cluster.yaml").write_text(CLUSTER)
     env = {**os.environ, **CLEAN, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    for words in (["validate"], ["plan"], ["preflight"], ["kubeconfig"]):
+    for words in (["validate"], ["plan"], ["kubeconfig"]):
         done = subprocess.run(
             [str(COMMAND), *words, "--cluster", str(odd)], cwd=here, env=env, capture_output=True, check=False, timeout=60
         )

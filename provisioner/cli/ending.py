@@ -117,7 +117,7 @@ def explain(error: Exception) -> ProvisionerError:
     told = ProvisionerError(
         f"internal error: {type(error).__name__}: {error}",
         hint=(f"this is a bug: report it with {kept}" if kept else "this is a bug: report what `--debug` shows")
-        + "; `--debug` shows it at once",
+        + "; `provisioner --debug …` shows it at once",
     )
     told.__cause__ = error
     return told

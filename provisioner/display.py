@@ -24,7 +24,9 @@ from provisioner.terminal import ASCII, is_live, speaks_unicode
 
 # A plain line for what takes longer than the first; then one at each of these, and one a minute, so that nobody takes it for dead.
 PATIENCE = 2.0
-_SIGNS_OF_LIFE = (10.0, 30.0, 60.0)
+SIGNS_OF_LIFE = (10.0, 30.0, 60.0)
+# Between two lines about a phase that goes on.
+HEARTBEAT = 30.0
 
 
 @dataclass(slots=True)
@@ -78,7 +80,7 @@ class Display:
     @contextmanager
     def running(self) -> Iterator[None]:
         """The time in which the display may draw; plain lines say of a long phase that it goes on."""
-        with _repeated(self._sign_of_life, 30.0):
+        with _repeated(self._sign_of_life, HEARTBEAT):
             yield
 
     @contextmanager
@@ -265,7 +267,7 @@ def waiting(console: Console, text: str) -> Iterator[Callable[[str], None]]:
         spoken.set()
         console.print(f"{told[0]} … ({time.monotonic() - began:.0f} s so far)", markup=False)
 
-    with _repeated(speak, PATIENCE, *_SIGNS_OF_LIFE):
+    with _repeated(speak, PATIENCE, *SIGNS_OF_LIFE):
         yield lambda words: told.__setitem__(0, words)
     if spoken.is_set():
         console.print(f"{told[0]}: done ({time.monotonic() - began:.1f} s)", markup=False)

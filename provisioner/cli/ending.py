@@ -56,6 +56,8 @@ def attempt(app: typer.Typer, stop: Stop | None = None) -> int:
             sys.stdout.flush()
     except BrokenPipeError:
         return 128 + signal.SIGPIPE
+    except SystemExit as error:  # typer's own way out, also of a broken pipe
+        return 128 + signal.SIGPIPE if isinstance(error.__context__, BrokenPipeError) else int(error.code or 0)
     except typer.TyperException as error:
         _show_usage(error)
         return ExitCode.BAD_INPUT
@@ -115,7 +117,7 @@ def explain(error: Exception) -> ProvisionerError:
     told = ProvisionerError(
         f"internal error: {type(error).__name__}: {error}",
         hint=(f"this is a bug: report it with {kept}" if kept else "this is a bug: report what `--debug` shows")
-        + "; `--debug` shows it at once",
+        + "; `provisioner --debug …` shows it at once",
     )
     told.__cause__ = error
     return told

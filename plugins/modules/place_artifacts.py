@@ -29,6 +29,8 @@ RETURN = r"""
 placed: {description: Paths that were written, returned: always, type: list}
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -38,6 +40,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.provisioner_host import HashCache, make_parents
 
 BLOCK = 1 << 20
+# linux/fcntl.h; Python knows its name from 3.10 on
+F_SETPIPE_SZ = 1031
 
 
 class WrongBytesError(Exception):
@@ -47,15 +51,23 @@ class WrongBytesError(Exception):
 def unpack(stream, item, file):
     """Copy one file out of the stream, and check its sum."""
     digest, left = hashlib.sha256(), item["size"]
+    # one buffer for all of it: joining what a pipe gives piece by piece costs as much as the sum
+    block = memoryview(bytearray(BLOCK))
     while left:
-        block = stream.read(min(left, BLOCK))
-        if not block:
+        count = stream.readinto(block[: min(left, BLOCK)])
+        if not count:
             raise WrongBytesError("%s: the bundle ends too early" % item["path"])
-        digest.update(block)
-        file.write(block)
-        left -= len(block)
+        digest.update(block[:count])
+        file.write(block[:count])
+        left -= count
     if digest.hexdigest() != item["sha256"]:
         raise WrongBytesError("%s: the bytes that arrived are not the locked ones (sha256 differs)" % item["path"])
+
+
+def widen(pipe):
+    """Let more than a pipe's usual 64 KiB through at once: fewer turns between the two ends. It works without, too."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(pipe, F_SETPIPE_SZ, BLOCK)
 
 
 def place(stream, item, cache):
@@ -96,7 +108,8 @@ def main():
     command = [*program, "--", module.params["bundle"]]
     cache = HashCache()
     try:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=BLOCK) as unpacker:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as unpacker:
+            widen(unpacker.stdout)
             try:
                 for item in artifacts:
                     place(unpacker.stdout, item, cache)

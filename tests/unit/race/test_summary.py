@@ -139,3 +139,29 @@ def test_the_committed_race_is_whole() -> None:
         if not one["error"]:
             assert one["verified_s"] >= one["milestones"]["all_ready_s"] - 0.5, one
             assert one["built_s"] + one["checks_s"] == pytest.approx(one["verified_s"], abs=0.5), one
+
+
+def test_the_controllers_cost_is_told_per_number_of_machines() -> None:
+    runs = [{"machines": count, "wall_s": 2.0 * count, "cpu_s": 1.0 * count, "memory_mib": 100.0 + count} for count in (50, 5, 5)]
+    raw = {"runs": [*runs, {"machines": 50, "wall_s": 110.0, "cpu_s": 60.0, "memory_mib": 150.0}]}
+    assert summary.scale_points(raw, "cpu_s") == {50: [50.0, 60.0], 5: [5.0, 5.0]}
+    assert summary.scale_table(raw).splitlines()[2:] == [
+        "| 5 | **10.0** (10.0 to 10.0) | **5.0** (5.0 to 5.0) | **105.0** (105.0 to 105.0) |",
+        "| 50 | **105.0** (100.0 to 110.0) | **55.0** (50.0 to 60.0) | **150.0** (150.0 to 150.0) |",
+    ]
+    picture = ET.fromstring(plots.scale_picture(raw))  # noqa: S314 - made here
+    assert len([item for item in picture.iter(f"{SVG}rect") if "mark" in item.get("class", "")]) == 3 * 4
+
+
+def test_a_days_commands_have_their_tasks_and_the_upgrade_its_source() -> None:
+    seconds = dict.fromkeys(("apply_s", "second_apply_s", "add_worker_s", "remove_worker_s", "snapshot_s", "restore_s"), 5.0)
+    tasks = {"cp-1": {"executed": 27, "changed": 13}, "cp-2": {"executed": 27}, "worker-1": {"executed": 19, "skipped": 1}}
+    raw = {
+        "runs": [{**seconds, "apply_tasks": tasks, "second_apply_tasks": {}, "add_worker_tasks": {"added": {"executed": 19}}}],
+        "upgrade": {"drill": "1.35.4 -> 1.36.3, 3 + 2", "seconds": 146.6, "file": "upgrade-2026-11-27.json"},
+    }
+    text = summary.figures_table(raw)
+    assert "| `upgrade` under load (1.35.4 -> 1.36.3, 3 + 2; one run, `upgrade-2026-11-27.json`) | **146.6** |" in text
+    assert "| `apply` on bare machines | worker-1 | 19 | 0 | 1 |" in text
+    assert "cp-2" not in text
+    assert "| `node add`: the new machine | added | 19 | 0 | 0 |" in text

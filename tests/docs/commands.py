@@ -44,6 +44,7 @@ ELSEWHERE: Mapping[str, str] = {
     "etcd restore": "tests/e2e/test_backup.py::test_the_cluster_returns_as_it_was",
     "etcd snapshot": "tests/e2e/test_backup.py::test_a_backup_is_one_file_that_tells_nothing",
     "lab down": "tests/integration/test_lab.py::test_the_command_line_says_what_it_did",
+    "lab ssh": "tests/integration/test_lab.py::test_the_command_line_says_what_it_did",
     "lab up": "tests/integration/test_lab.py::test_the_command_line_says_what_it_did",
     "node add": "tests/e2e/test_nodes.py::test_a_worker_is_added_by_two_connections",
     "node remove": "tests/e2e/test_nodes.py::test_a_budget_holds_a_machine_that_is_to_leave",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.docs.commands import ON_A_CLUSTER, is_refused, path_of, to_run
+from tests.docs.commands import ON_A_CLUSTER, is_refused, path_of, resolve, to_run
 
 pytestmark = pytest.mark.e2e
 
@@ -24,12 +24,13 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("where", "words"), COMMANDS, ids=[" ".join(words[1:]) for _, words in COMMANDS])
 def test_a_command_of_a_page(ha: Real, where: str, words: list[str], desk: Path) -> None:
-    path, _ = path_of(words)
+    path, command, _ = resolve(words)
     # pages call the lab `lab`; the machines have the pages' names
     name = ["--name", ha.name] if path.startswith("lab ") and "--name" not in words else []
     arguments = [*path.split(), *name, *words[1 + len(path.split()) :]]
     # files go to the reader's own directory; so does the kubeconfig that is theirs
-    cluster = [] if "--cluster" in words or name else ["--cluster", str(ha.workspace.cluster_file)]
+    takes = any("--cluster" in parameter.opts for parameter in command.params)
+    cluster = [] if "--cluster" in words or not takes else ["--cluster", str(ha.workspace.cluster_file)]
     done = ha.command(desk, *arguments, *cluster, KUBECONFIG=str(desk / "config"))
     told = f"{where}: {' '.join(words)}\n{done.stdout}\n{done.stderr}"
     assert (done.returncode != 0) is is_refused(words), told

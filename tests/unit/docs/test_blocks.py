@@ -12,6 +12,8 @@ import pyrage
 import pytest
 import typer
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from provisioner.config import Cluster
 from provisioner.fields import keys_of
@@ -139,7 +141,9 @@ def test_a_cluster_or_a_part_of_one_loads(block: Block, tmp_path: Path) -> None:
     # the text itself where it is a whole file: so its form is read, too
     path.write_text(text if {"name", "nodes"} <= set(value) else yaml.safe_dump({**REST, **value}))
     if "key" in (value.get("ssh") or {}):
-        (tmp_path / value["ssh"]["key"]).touch(mode=0o600)
+        key = tmp_path / value["ssh"]["key"]
+        key.touch(mode=0o600)
+        key.write_bytes(Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     load(path)
 
 

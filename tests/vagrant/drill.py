@@ -41,7 +41,7 @@ LEFT = """\
 systemctl list-units --all --plain --no-legend 'etcd*' 'kube*' 'containerd*' 'flannel*' 'provisioner*' | cut -d' ' -f1
 ls -d /etc/kubernetes /var/lib/etcd/member /var/lib/kubelet/pods /etc/provisioner /opt/cni/bin/bridge 2>/dev/null
 ls -d /sys/class/net/cni0 /sys/class/net/flannel.1 2>/dev/null
-sudo nft list tables | grep -i kube
+sudo nft list tables 2>/dev/null | grep -i kube
 true
 """
 

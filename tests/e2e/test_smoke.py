@@ -80,6 +80,9 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     subprocess.run(install, check=True)
     (site,) = made.glob("lib/python*/site-packages")
+    # Ansible is started as a program, which an installation has beside its Python
+    for program in Path(sys.executable).parent.glob("ansible*"):
+        (made / "bin" / program.name).symlink_to(program)
     (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
     return made
 

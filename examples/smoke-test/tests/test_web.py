@@ -1,6 +1,7 @@
 """Does it run on a real cluster? Deployed, reached through its Service, found by its name, and whole again after a pod's end."""
 
 import json
+import time
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -27,8 +28,12 @@ def test_it_answers_through_its_service(cluster: Cluster, web: str) -> None:
 
 def test_other_pods_find_it_by_name(cluster: Cluster, web: str) -> None:
     query = urlencode({"request": "hostname", "protocol": "http", "host": f"web.{web}.svc.cluster.local", "port": 80, "tries": 1})
-    answer = json.loads(cluster.get("web", f"/dial?{query}", namespace=web))
-    assert answer.get("responses"), answer
+    for _ in range(20):
+        answer = json.loads(cluster.get("web", f"/dial?{query}", namespace=web))
+        if answer.get("responses"):
+            return
+        time.sleep(0.5)  # the node's kube-proxy hears of a Service's pods a moment after the API server
+    pytest.fail(str(answer))
 
 
 def test_a_pod_that_dies_is_replaced(cluster: Cluster, web: str) -> None:

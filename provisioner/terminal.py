@@ -115,6 +115,8 @@ def is_live(environ: Mapping[str, str] = os.environ) -> bool:
 
 def speaks_unicode(stream: IO[str] | None) -> bool:
     """Whether a stream can show this program's marks as they are."""
+    # what Rich puts in a stream's place while it draws says nothing of the encoding
+    stream = getattr(stream, "rich_proxied_file", stream)
     try:
         "✓✗▸…⠋".encode(getattr(stream, "encoding", None) or "ascii")
     except (UnicodeEncodeError, LookupError):

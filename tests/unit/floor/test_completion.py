@@ -87,7 +87,10 @@ def test_the_lists_are_those_of_the_program() -> None:
     assert tuple(check.id for check in CHECKS) == choices.CHECKS
 
 
-@pytest.mark.parametrize("words", ["--help", "node remove --help", "artifacts fetch --help", "verify --help", "lab up --help", "report --help", "graph --help"])
+@pytest.mark.parametrize(
+    "words",
+    ["--help", "node remove --help", "artifacts fetch --help", "verify --help", "lab up --help", "report --help", "graph --help"],
+)
 def test_help_does_not_wait_for_heavy_imports(words: str, tmp_path: Path) -> None:
     code = (
         f"import sys; sys.argv = ['provisioner', *{words.split()!r}]\n"

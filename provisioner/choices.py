@@ -27,6 +27,13 @@ class Level(StrEnum):
         return self is Level.FULL or other is Level.SMOKE
 
 
+class Format(StrEnum):
+    """How a graph is written."""
+
+    MERMAID = "mermaid"
+    DOT = "dot"
+
+
 # What <TAB> offers; tests/unit/floor compares it with what there is.
 PHASES = (
     *("packages", "bundles", "machines", "members", "etcd", "control_plane", "objects", "nodes", "settle", "drain", "leave"),
@@ -39,6 +46,6 @@ COMPONENTS = (
 CHECKS = (
     *("units", "nodes", "apiservers", "etcd", "controllers", "kubelets", "api-paths", "virtual-address", "system-pods"),
     *("probe-pods", "peer-pods", "pod-to-pod", "cluster-ip", "node-port", "hairpin", "own-node", "dns", "logs", "exec"),
-    *("pod-comes-back", "container-restarts", "scheduling", "encryption", "anonymous", "node-authorization", "pod-security"),
-    *("host-services", "host-ports", "host-files", "host-keys"),
+    *("metrics", "storage", "web-ui", "registries", "pod-comes-back", "container-restarts", "scheduling", "autoscaling"),
+    *("encryption", "anonymous", "node-authorization", "pod-security", "host-services", "host-ports", "host-files", "host-keys"),
 )

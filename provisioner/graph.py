@@ -11,14 +11,8 @@ from enum import StrEnum
 from itertools import combinations
 
 from provisioner import topology
+from provisioner.choices import Format
 from provisioner.config import Cluster, Node, Role
-
-
-class Format(StrEnum):
-    """How a graph is written."""
-
-    MERMAID = "mermaid"
-    DOT = "dot"
 
 
 class Kind(StrEnum):

@@ -80,7 +80,7 @@ def harden(stream: TextIO | Any, environ: Mapping[str, str] = os.environ) -> Non
     if reconfigure is None:  # a test's own, or closed by whoever started us
         return
     wanted = environ.get("LC_ALL") or environ.get("LC_CTYPE") or environ.get("LANG") or ""
-    if stream.isatty() and wanted in ("C", "POSIX") and "PYTHONIOENCODING" not in environ:
+    if stream.isatty() and wanted in ("C", "POSIX") and not environ.get("PYTHONIOENCODING"):
         reconfigure(encoding="ascii", errors=HANDLER)
     else:
         reconfigure(errors=HANDLER)
@@ -115,6 +115,8 @@ def is_live(environ: Mapping[str, str] = os.environ) -> bool:
 
 def speaks_unicode(stream: IO[str] | None) -> bool:
     """Whether a stream can show this program's marks as they are."""
+    # what Rich puts in a stream's place while it draws says nothing of the encoding
+    stream = getattr(stream, "rich_proxied_file", stream)
     try:
         "✓✗▸…⠋".encode(getattr(stream, "encoding", None) or "ascii")
     except (UnicodeEncodeError, LookupError):
@@ -129,9 +131,12 @@ class StreamConsole(Console):
         to: which standard stream.
         width: columns; default: the terminal's.
         soft_wrap: lines are left to the terminal to break, so that they can be searched and copied; not for tables.
+        live: whether lines may be redrawn; default: on stderr alone, where ``is_live`` says so.
     """
 
-    def __init__(self, to: Literal["stdout", "stderr"], *, width: int | None = None, soft_wrap: bool = True) -> None:
+    def __init__(
+        self, to: Literal["stdout", "stderr"], *, width: int | None = None, soft_wrap: bool = True, live: bool | None = None
+    ) -> None:
         stream = getattr(sys, to)
         colour = wants_colour(stream)
         system: Literal["auto"] | None = "auto" if colour else None
@@ -143,7 +148,7 @@ class StreamConsole(Console):
             color_system=system,
             no_color=not colour,
             force_terminal=colour,
-            force_interactive=to == "stderr" and is_live(),
+            force_interactive=to == "stderr" and is_live() if live is None else live,
             legacy_windows=False,
         )
         self.to = to

@@ -138,6 +138,15 @@ def keep_traceback(error: BaseException) -> Path | None:
     return Path(name)
 
 
+def hear_ctrl_c() -> None:
+    """Make SIGINT count where whoever started us has it ignored, as shells do for what they put into the background.
+
+    Ctrl-C is not meant for such a process; SIGTERM and a deadline are, and end a run by it. To be called in the main thread.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextlib.contextmanager
 def _stoppable() -> Iterator[Stop]:
     """SIGTERM and SIGHUP do what Ctrl-C does: every part of a run knows how to stop for that. `nohup` stays in force."""
@@ -145,6 +154,7 @@ def _stoppable() -> Iterator[Stop]:
 
     def ask(number: int, _frame: FrameType | None) -> None:
         stop.number = number
+        hear_ctrl_c()
         os.kill(os.getpid(), signal.SIGINT)
 
     before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from provisioner.choices import Format
 from provisioner.cli.common import ClusterOption, open_cluster
-from provisioner.graph import Format
 
 
 def graph(

@@ -10,11 +10,11 @@ import typer
 
 from provisioner.cli.backup_keys import require_built
 from provisioner.cli.common import ClusterOption, JsonOption, console, open_cluster, output, print_json
-from provisioner.config import Cluster
 from provisioner.errors import BadInput, ExitCode
 from provisioner.workspace import Workspace, write_atomic
 
 if TYPE_CHECKING:
+    from provisioner.config import Cluster
     from provisioner.pages import Page
     from provisioner.report import Report
 

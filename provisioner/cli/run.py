@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from provisioner.cli.common import console, output, print_json
+from provisioner.cli.ending import hear_ctrl_c
 from provisioner.errors import STOPPED, ApplyError, BadInput, Interrupted, ProvisionerError
 from provisioner.plan import CLUSTER, Change, Plan
 from provisioner.words import count
@@ -125,6 +126,7 @@ def _alarm(seconds: float | None) -> Iterator[threading.Event]:
     timer = threading.Timer(seconds or 0, expire)
     timer.daemon = True
     if seconds:
+        hear_ctrl_c()
         timer.start()
     try:
         yield expired

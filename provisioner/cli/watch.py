@@ -14,13 +14,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from provisioner.cli.common import output
 from provisioner.status.changes import Turn, changes
-from provisioner.terminal import is_terminal, wants_colour
+from provisioner.terminal import StreamConsole, is_terminal, wants_colour, wide
 
 if TYPE_CHECKING:
     from provisioner.status.model import Status
@@ -72,7 +71,8 @@ class Watch:
 def watch(look: Callable[[], Status], stop: Callable[[], None], parts: Parts, *, interval: float, as_json: bool) -> Status | None:
     """Look until Ctrl-C; returns the last look, None where there was none.
 
-    On a terminal one screen is drawn anew, elsewhere each look is appended; ``as_json``: one document a line.
+    On a terminal one screen is drawn anew; elsewhere, and where no escape sequence is wanted, each look is appended;
+    ``as_json``: one document a line.
 
     Args:
         look: one look; runs in a thread of its own, so that Ctrl-C need not wait for machines that do not answer.
@@ -93,7 +93,8 @@ def watch(look: Callable[[], Status], stop: Callable[[], None], parts: Parts, *,
             ended.wait(interval)
 
     live = not as_json and is_terminal(sys.stdout) and wants_colour(sys.stdout)
-    screen = Live(console=output, screen=True, auto_refresh=False, vertical_overflow="ellipsis") if live else None
+    console = StreamConsole("stdout", soft_wrap=False, live=True)
+    screen = Live(console=console, screen=True, auto_refresh=False, vertical_overflow="ellipsis") if live else None
     worker = threading.Thread(target=keep_looking, name="watch", daemon=True)
     worker.start()
     try:
@@ -119,7 +120,7 @@ def watch(look: Callable[[], Status], stop: Callable[[], None], parts: Parts, *,
     if screen is not None and state.last is not None:
         # the other screen is gone with all it showed
         for part in state.parts(state.last, ()):
-            output.print(part, soft_wrap=False)
+            console.print(part)
     return state.last
 
 
@@ -131,8 +132,7 @@ def _append(state: Watch, *, as_json: bool) -> None:
         sys.stdout.write(json.dumps(document, separators=(",", ":"), default=str) + "\n")
         sys.stdout.flush()
         return
-    # a pipe has no width of its own: lines long enough for grep
-    console = Console(width=160, highlight=False)
+    console = wide(160)
     console.print(f"== {now}, look {state.looks}", markup=False)
     for turn in state.turns:
         console.print(f"* {turn}", markup=False)

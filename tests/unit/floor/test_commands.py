@@ -24,10 +24,11 @@ LEAVES = dict(leaves(ROOT, "provisioner"))
 WITHOUT_JSON = {
     "provisioner init": "writes a file and says which",
     "provisioner schema": "prints JSON anyway",
-    "provisioner up": "the summary is `status --json`",
+    "provisioner graph": "Mermaid or DOT, which tools read",
     "provisioner ssh": "the terminal is ssh's",
     "provisioner lab up": "prints the path of cluster.yaml and nothing else",
     "provisioner lab down": "prints nothing on stdout",
+    "provisioner lab load-image": "prints nothing on stdout",
     "provisioner lab ssh": "the terminal is ssh's",
 }
 # What a command must be given before it looks for its cluster.

@@ -22,6 +22,8 @@ import provisioner
 from provisioner.cli.ending import explain, keep_traceback
 from provisioner.errors import BadInput, Interrupted, ProvisionerError
 
+# A run of the tests in the background, or under nohup, hands on its own ignored signals.
+HEARING = ("env", "--default-signal=INT,TERM,HUP")
 PACKAGE = Path(provisioner.__file__).parent
 COMMAND = Path(sys.executable).parent / "provisioner"
 # Raised without a remedy of their own or of their class, because no user meets them as they are: (file, class): why.
@@ -128,6 +130,15 @@ cluster.open_cluster = slow
 sys.argv = ["provisioner", "plan"]
 cli.main()
 """
+# The same within what keeps the deadline.
+OPENED = """
+from provisioner.cli import run
+cluster.open_cluster = lambda _: (None, None)
+def session(*_, deadline):
+    with run.limited(deadline, "again"):
+        slow(None)
+cluster.open_session = session
+"""
 
 
 @pytest.mark.parametrize(
@@ -140,7 +151,7 @@ cli.main()
 )
 def test_signals_end_it_cleanly(tmp_path: Path, number: int, code: int, said: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW],
+        [*HEARING, sys.executable, "-c", SLOW],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -156,6 +167,29 @@ def test_signals_end_it_cleanly(tmp_path: Path, number: int, code: int, said: st
     assert said in err
     assert "remedy: " in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("words", [[], ["--deadline", "1"]])
+def test_sigterm_and_a_deadline_end_what_does_not_hear_ctrl_c(tmp_path: Path, words: list[str]) -> None:
+    """Shells start what they put into the background with SIGINT ignored."""
+    slow = SLOW.replace("cluster.open_cluster = slow", OPENED).replace('"plan"', f'"plan", *{words!r}')
+    process = subprocess.Popen(
+        ["env", "--ignore-signal=INT", "--default-signal=TERM", sys.executable, "-c", slow],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    if not words:
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == (1 if words else -signal.SIGTERM), err
+    assert "cleaned up" in out
+    assert ("not done within 1 s" if words else "stopped by SIGTERM") in err
 
 
 def test_nohup_stays_in_force(tmp_path: Path) -> None:

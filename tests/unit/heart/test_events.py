@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import sys
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from provisioner.display import Display, LiveDisplay, display_for
 from provisioner.events import Tally, TaskStep
+from provisioner.terminal import StreamConsole
 
 
 def event(kind: str, host: str = "cp-1", **data: Any) -> dict[str, Any]:
@@ -150,12 +153,27 @@ def test_plain_lines_say_what_begins_and_how_it_ended() -> None:
     assert set(display.seconds()) == {"etcd"}
 
 
-def test_a_pipe_gets_plain_lines_and_a_terminal_a_live_view() -> None:
-    assert type(display_for(Console(file=io.StringIO()))) is Display
-    assert isinstance(display_for(Console(file=io.StringIO(), force_terminal=True)), LiveDisplay)
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal, and shows every character."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
 
 
-def test_the_live_view_shows_phase_task_and_hosts() -> None:
+def test_a_pipe_gets_plain_lines_and_a_terminal_a_live_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("NO_COLOR", "CLICOLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert type(display_for(StreamConsole("stderr"))) is Display
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert isinstance(display_for(StreamConsole("stderr")), LiveDisplay)
+
+
+def test_the_live_view_shows_phase_task_and_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
     out = io.StringIO()
     display = LiveDisplay(Console(file=out, force_terminal=True, width=120, color_system=None))
     display.plan([("etcd", "Run etcd"), ("nodes", "Run the nodes")])

@@ -135,11 +135,9 @@ def read_until(handle: int, wanted: bytes) -> bytes:
     return text
 
 
-@pytest.mark.parametrize("colour", [True, False])
-def test_on_a_terminal_one_screen_is_drawn_anew(directory: Path, colour: bool) -> None:
+def test_on_a_terminal_one_screen_is_drawn_anew(directory: Path) -> None:
     master, slave = pty.openpty()
-    environ = {} if colour else {"NO_COLOR": "1"}
-    with watching(directory, stdout=slave, **environ) as process:
+    with watching(directory, stdout=slave, NO_COLOR="") as process:
         os.close(slave)
         text = read_until(master, b"look 2")
         process.send_signal(signal.SIGINT)
@@ -155,7 +153,19 @@ def test_on_a_terminal_one_screen_is_drawn_anew(directory: Path, colour: bool) -
     _, left, after = rest.partition(b"\x1b[?1049l")
     assert left, "the terminal is given back"
     assert b"cannot be reached: connection refused" in after, "the last look stays"
-    assert (b"\x1b[1;31m" in text) is colour
+    assert b"\x1b[1;31m" in text
+
+
+@pytest.mark.parametrize("environ", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_a_terminal_without_escape_sequences_gets_each_look_below_the_last(directory: Path, environ: dict[str, str]) -> None:
+    master, slave = pty.openpty()
+    with watching(directory, stdout=slave, **environ) as process:
+        os.close(slave)
+        text = read_until(master, b"look 2")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 1
+    os.close(master)
+    assert b"\x1b" not in text
 
 
 def test_in_a_pipe_each_look_is_appended(directory: Path) -> None:

@@ -19,6 +19,7 @@ from urllib.parse import unquote
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from pymdownx.slugs import slugify
 
 # below this name, MkDocs counts warnings for --strict
 log = logging.getLogger("mkdocs.hooks.site")
@@ -35,6 +36,12 @@ LINK = re.compile(r"(?P<code>`+[^`]*`+)|(?P<head>(?<!\\)\]\()(?P<target>[^)\s]+)
 FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
 LIST_IN_A_PARAGRAPH = re.compile(r"<p>(?:(?!</p>).)*?\n[-*] .*?</p>", re.DOTALL)
 LANGUAGES = {".py": "python", ".yml": "yaml", ".yaml": "yaml", ".json": "json", ".toml": "toml", ".j2": "jinja", ".cfg": "ini"}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Headings get the anchors that GitHub gives them, so that a link works in both places."""
+    config.mdx_configs.setdefault("toc", {})["slugify"] = slugify(case="lower")
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

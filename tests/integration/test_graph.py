@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from provisioner.graph import Edge, Format, Graph, Kind, Vertex, write
+from provisioner.choices import Format
+from provisioner.graph import Edge, Graph, Kind, Vertex, write
 
 TEXT = """\
 name: t

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from provisioner.choices import Format
 from provisioner.config import Cluster
-from provisioner.graph import Edge, Format, Graph, Kind, Vertex, graph_of, write
+from provisioner.graph import Edge, Graph, Kind, Vertex, graph_of, write
 
 NASTY = 'a"b]|c{d}#e<script>`f` \\ & --> end'
 

@@ -19,8 +19,8 @@ RUNS ?= 5
 PACKAGES := python3 python3-venv ca-certificates gcc libc6-dev libseccomp-dev pkg-config busybox-static \
 	systemd-container mmdebstrap debian-archive-keyring iproute2 procps util-linux openssh-client
 # What the tests take besides: real OpenSSH servers and users, a second opinion on certificates, a look at packet filters, a
-# browser for the page of `report`, Graphviz for `graph`.
-TEST_PACKAGES := openssh-server openssl sudo nftables iptables chromium graphviz
+# browser for the page of `report`, Graphviz for `graph`, two formatters of manual pages.
+TEST_PACKAGES := openssh-server openssl sudo nftables iptables chromium graphviz mandoc groff-base
 # Virtual machines with kernels of their own, for the drill that cuts the power of a whole cluster.
 QEMU_PACKAGES := qemu-system-x86 qemu-utils e2fsprogs
 # Vagrant with libvirt, for the drill on its machines; none of the services is started, the drill starts daemons of its own.

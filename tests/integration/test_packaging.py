@@ -14,11 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from provisioner import __version__
+
 ROOT = Path(__file__).parents[2]
 # directory in the checkout -> its place in the wheel
 CARRIED = {
     "provisioner": "provisioner",
     **{name: f"provisioner/_share/{name}" for name in ("playbooks", "roles", "plugins", "ansible.cfg", "versions.yml")},
+    # pip puts it beside the bin directory, where man(1) looks
+    "man": f"provisioner-{__version__}.data/data/share/man",
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import shutil
 import signal
 import sys
@@ -14,7 +13,7 @@ from provisioner.errors import ProvisionerError
 from provisioner.lab import host
 from provisioner.lab.spec import Shape
 from tests.power import figures, image
-from tests.power.drill import Drill, DrillFailed, Settings
+from tests.power.drill import Drill, DrillFailed, Settings, take
 from tests.power.machines import Cache, Hardware, Machines
 
 # one drill at a time: its network has one name
@@ -36,7 +35,7 @@ def main() -> int:
         shape.check()
         HOME.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (HOME / "lock").open("w") as lock:
-            _take(lock.fileno())
+            take(lock.fileno())
             made = image.ensure()
             directory = _clean_directory()
             try:
@@ -83,13 +82,6 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--keep-logs", type=Path, metavar="DIR", help="copy the machines' consoles there at the end")
     return parser.parse_args()
-
-
-def _take(lock: int) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise DrillFailed("another drill is running") from None
 
 
 def _clean_directory() -> Path:

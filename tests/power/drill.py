@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import fcntl
 import json
 import socket
 import subprocess
@@ -38,6 +39,18 @@ SPEED_PROBE = "import time; t = time.perf_counter(); sum(i * i % 7 for i in rang
 
 class DrillFailed(Exception):  # noqa: N818 - the drill's verdict
     """What must hold after a power cut does not."""
+
+
+def take(lock: int) -> None:
+    """Hold an open file's lock: of drills of a kind there is one at a time.
+
+    Raises:
+        DrillFailed: another one holds it.
+    """
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DrillFailed("another drill is running") from None
 
 
 @dataclass(frozen=True, slots=True)

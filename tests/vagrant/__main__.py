@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-import fcntl
 import json
 import os
 import platform
@@ -19,8 +18,9 @@ from typing import Any
 
 from provisioner.errors import ProvisionerError
 from provisioner.lab import host as lab_host
+from tests.power.drill import DrillFailed, take
 from tests.vagrant import box
-from tests.vagrant.drill import BIN, Drill, DrillFailed, Settings, document
+from tests.vagrant.drill import BIN, Drill, Settings, document
 from tests.vagrant.host import Host
 
 # one drill at a time
@@ -53,7 +53,7 @@ def main() -> int:
         lab_host.check_root()
         HOME.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (HOME / "lock").open("w") as lock:
-            _take(lock.fileno())
+            take(lock.fileno())
             began = dt.datetime.now(dt.UTC)
             made = box.ensure()
             box_seconds = round((dt.datetime.now(dt.UTC) - began).total_seconds(), 1)
@@ -98,13 +98,6 @@ def _options() -> argparse.Namespace:
         "--results", type=Path, default=RESULTS, metavar="DIR", help="where figures and log go (default: bench/results)"
     )
     return parser.parse_args()
-
-
-def _take(lock: int) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise DrillFailed("another drill is running") from None
 
 
 def _fetch_artifacts() -> None:

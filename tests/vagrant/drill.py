@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from provisioner import patience
-from tests.power.drill import SPEED_PROBE
+from tests.power.drill import SPEED_PROBE, DrillFailed
 from tests.vagrant import box
 from tests.vagrant.host import Host
 
@@ -44,10 +44,6 @@ ls -d /sys/class/net/cni0 /sys/class/net/flannel.1 2>/dev/null
 sudo nft list tables 2>/dev/null | grep -i kube
 true
 """
-
-
-class DrillFailed(Exception):  # noqa: N818 - the drill's verdict
-    """A command failed, or did not do what it says."""
 
 
 @dataclass(frozen=True, slots=True)

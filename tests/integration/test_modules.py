@@ -302,6 +302,32 @@ def test_what_is_no_longer_wanted_goes(machine: Target) -> None:
     assert again.changes == []
 
 
+def test_what_is_ours_under_a_pattern_goes_and_the_users_stays(machine: Target) -> None:
+    kept = text_file("/etc/pv/certs.d/new.example/hosts.toml", "# Placed by provisioner; wanted still\n")
+    state = state_of(files=(kept,), swept=((ROLE, "/etc/pv/certs.d/*/hosts.toml"), (ROLE, "/etc/pv/certs.d/*/provisioner-ca.crt")))
+    _, seen, checked, still, done, left, again = machine.run(
+        shell(
+            "cd /etc/pv && mkdir -p certs.d/{old,users,new}.example && cd certs.d"
+            " && echo '# Placed by provisioner: a registry' >old.example/hosts.toml && echo pem >old.example/provisioner-ca.crt"
+            " && echo '# mine' | tee users.example/hosts.toml >users.example/ca.crt"
+            " && mkdir -p link.example tree.example/hosts.toml && ln -s /nowhere link.example/hosts.toml"
+        ),
+        look(state),
+        apply(state, check=True),
+        shell("cd /etc/pv/certs.d && ls -d */hosts.toml */*.crt"),
+        apply(state),
+        shell("cd /etc/pv/certs.d && ls -d */hosts.toml */*.crt"),
+        apply(state),
+    )
+    ours = ["/etc/pv/certs.d/old.example/hosts.toml", "/etc/pv/certs.d/old.example/provisioner-ca.crt"]
+    assert [what for _, what, action in seen.differs if action == "remove"] == ours
+    assert checked.changes == done.changes == [f"placed {kept.path}", *(f"removed {path}" for path in ours)]
+    users = ["link.example/hosts.toml", "tree.example/hosts.toml", "users.example/ca.crt", "users.example/hosts.toml"]
+    assert sorted(still.text.split()) == sorted([*users, "old.example/hosts.toml", "old.example/provisioner-ca.crt"])
+    assert sorted(left.text.split()) == sorted([*users, "new.example/hosts.toml"])
+    assert again.changes == []
+
+
 def test_what_a_unit_has_made_and_would_keep_goes_before_it_is_started(machine: Target) -> None:
     (_, checked, there, done, gone, again) = machine.run(
         shell("mkdir -p /etc/pv; touch /etc/pv/identity; ln -sf /etc/pv/identity /etc/pv/current"),

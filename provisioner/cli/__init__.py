@@ -66,6 +66,7 @@ COMMANDS = (
     ("report", "report", "report"),
     ("graph", "graph", "graph"),
     ("kubeconfig", "kubeconfig", "kubeconfig"),
+    ("kubectl", "kubectl", "kubectl"),
     ("machines", "ssh", "ssh"),
     ("logs", "logs", "logs"),
     ("support", "support_bundle", "support-bundle"),

@@ -60,11 +60,15 @@ def kubeconfig(  # noqa: PLR0917 - typer calls it by names
                 "--kubeconfig, --name, --no-switch and --json go with --merge or --unmerge",
                 hint="add one of them, or leave these out",
             )
-        output.out(_own(opened, workspace), end="")
+        output.out(led(opened, workspace), end="")
 
 
-def _own(cluster: Cluster, workspace: Workspace) -> str:
-    """The workspace's kubeconfig, led to a control plane that answers."""
+def led(cluster: Cluster, workspace: Workspace) -> str:
+    """The workspace's kubeconfig, led to a control plane that answers.
+
+    Raises:
+        BadInput: there is none yet.
+    """
     from provisioner import endpoint, pki, topology  # noqa: PLC0415 - keeps `--help` quick
     from provisioner.display import waiting  # noqa: PLC0415
     from provisioner.kubeconfig import server_of  # noqa: PLC0415
@@ -100,7 +104,7 @@ def _merge(cluster: Cluster, workspace: Workspace, file: Path | None, *, name: s
         raise BadInput(
             f"{path}: that is this cluster's own kubeconfig", hint="name another one with --kubeconfig, or unset KUBECONFIG"
         )
-    ours = entries_of(_own(cluster, workspace), cluster=cluster.name, id=_id_of(workspace), name=name)
+    ours = entries_of(led(cluster, workspace), cluster=cluster.name, id=_id_of(workspace), name=name)
     return user_kubeconfig.change(path, lambda text: merge(text, ours, switch=switch), seconds=seconds)
 
 

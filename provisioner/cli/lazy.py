@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command, get_group
 
 T = TypeVar("T", TyperCommand, TyperGroup)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Narrow(HelpFormatter):
@@ -73,9 +74,15 @@ class Commands(MutableMapping[str, Any]):
         return len(self._makers)
 
 
+def passing_on(function: F) -> F:
+    """Mark a command that hands words on to another program: from the first that is no option of its own, all are the other's."""
+    function.context_settings = {"allow_interspersed_args": False}  # type: ignore[attr-defined] # a mark, read below
+    return function
+
+
 def _command(function: Callable[..., Any], name: str) -> TyperCommand:
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    alone.command(name)(function)
+    alone.command(name, context_settings=getattr(function, "context_settings", None))(function)
     made = get_command(alone)
     assert isinstance(made, TyperCommand)  # noqa: S101 - an application of one command is that command
     return formed(made)

@@ -68,8 +68,8 @@ def up(
     apply_cluster(loaded, workspace, yes=True, as_json=as_json, deadline=deadline)
     if kubeconfig is not None:
         _hand_over(workspace.kubeconfig.read_bytes(), kubeconfig)
-    file = kubeconfig or workspace.kubeconfig
-    console.print(f"try: KUBECONFIG={escape(str(file))} kubectl get nodes   (remove it all: provisioner lab down --name {name})")
+    where = escape(os.path.relpath(path.parent))
+    console.print(f"try: provisioner kubectl --cluster {where} get nodes   (remove it all: provisioner lab down --name {name})")
 
 
 def _refuse_foreign(path: Path, name: str) -> None:

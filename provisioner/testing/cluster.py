@@ -81,9 +81,16 @@ class Cluster:
         """
         if found := shutil.which("kubectl"):
             return found
-        from provisioner.testing import kubectl  # noqa: PLC0415 - knows the whole program
+        from provisioner import kubectl  # noqa: PLC0415 - knows the whole program
+        from provisioner.errors import ArtifactError  # noqa: PLC0415
 
-        return str(kubectl.cached())
+        try:
+            cached = kubectl.in_cache()
+        except ArtifactError as error:
+            raise ClusterError(f"kubectl: command not found, and none can be taken from the cache: {error}") from None
+        if cached is None:
+            raise ClusterError("kubectl: command not found: install one, or use the client (`cluster.core`, `cluster.client`)")
+        return str(cached)
 
     def kubectl(self, *args: str, stdin: str = "", check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Run kubectl on this cluster.

@@ -48,6 +48,7 @@ ELSEWHERE: Mapping[str, str] = {
     "etcd restore": "tests/e2e/test_backup.py::test_the_cluster_returns_as_it_was",
     "etcd snapshot": "tests/e2e/test_backup.py::test_a_backup_is_one_file_that_tells_nothing",
     "init --from-vagrant": "tests/unit/vagrant/test_clusterfile.py::test_libvirt",
+    "kubectl": "tests/e2e/test_dead_control_plane.py::test_kubectl_finds_a_control_plane_that_answers",
     "lab down": "tests/integration/test_lab.py::test_the_command_line_says_what_it_did",
     "lab load-image": "tests/e2e/test_smoke.py::test_the_steps_of_the_github_example",
     "lab ssh": "tests/integration/test_lab.py::test_the_command_line_says_what_it_did",

@@ -123,3 +123,12 @@ def test_other_commands_go_on(bereft: Real) -> None:
     preflight = bereft.cli("preflight", "--json")
     assert preflight.returncode == 4
     assert DEAD in preflight.stdout
+
+
+def test_kubectl_finds_a_control_plane_that_answers(bereft: Real) -> None:
+    nodes = bereft.cli("kubectl", "get", "nodes", "--output=name")
+    assert nodes.returncode == 0, nodes.stderr
+    assert {f"node/{node.name}" for node in bereft.cluster.kubernetes_nodes} == set(nodes.stdout.split())
+    refused = bereft.cli("kubectl", "get", "nothings")
+    assert refused.returncode == 1, "kubectl's own exit code"
+    assert "the server doesn't have a resource type" in refused.stderr

@@ -26,6 +26,7 @@ WITHOUT_JSON = {
     "provisioner schema": "prints JSON anyway",
     "provisioner graph": "Mermaid or DOT, which tools read",
     "provisioner ssh": "the terminal is ssh's",
+    "provisioner kubectl": "the terminal is kubectl's",
     "provisioner lab up": "prints the path of cluster.yaml and nothing else",
     "provisioner lab down": "prints nothing on stdout",
     "provisioner lab load-image": "prints nothing on stdout",

@@ -100,7 +100,7 @@ drills: system-test venv ## What high availability costs when machines vanish: t
 	@DRILLS=full DRILLS_OUT="bench/results/drills-$$(date -u +%F).json" $(BIN)/pytest tests/e2e/test_drills.py $(ARGS)
 
 .PHONY: drill-kills
-drill-kills: system-test venv ## `apply` killed at 30 random moments; the next one converges: figures into bench/results (half an hour)
+drill-kills: system-test venv ## `apply` disturbed at 30 random moments; the next one converges: figures into bench/results (half an hour)
 	@KILLS=full KILLS_OUT="bench/results/kills-$$(date -u +%F).json" $(BIN)/pytest tests/e2e/test_kills.py $(ARGS)
 
 .PHONY: drill-certs

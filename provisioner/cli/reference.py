@@ -15,7 +15,7 @@ from provisioner.errors import ExitCode
 MEANINGS = {
     ExitCode.OK: "done; for `plan`: nothing to do",
     ExitCode.FAILURE: "something failed; the message names host and task, and the command that goes on",
-    ExitCode.PLAN_HAS_CHANGES: "`plan` found changes to make",
+    ExitCode.PLAN_HAS_CHANGES: "`plan`, or `upgrade --plan`, found changes to make",
     ExitCode.BAD_INPUT: "the command line or a file of yours is wrong; nothing was changed",
     ExitCode.PREFLIGHT_UNFIT: "a machine is unfit; nothing was changed",
     ExitCode.VERIFY_FAILED: "the cluster runs, but a check of it failed",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,9 @@ def test_commands_and_their_options_exist() -> None:
         command, rest = root, words[1:]
         while rest and isinstance(command, TyperGroup) and rest[0] in command.commands:
             command, rest = command.commands[rest[0]], rest[1:]
+        if not command.context_settings.get("allow_interspersed_args", True):
+            # what follows the first word is another program's
+            rest = list(takewhile(lambda word: word.startswith("-"), rest))
         options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         options |= {"--help"}
         missing = [word for word in rest if word.startswith("--") and word.partition("=")[0].rstrip("`,.…") not in options]

@@ -8,13 +8,14 @@ import http.client
 import ssl
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from provisioner import registries
 from provisioner.config import Cluster, Node, Registry
 from provisioner.errors import ProvisionerError
+from provisioner.patience import stretch
 from provisioner.render.context import RegistryFiles
-from provisioner.render.trust import Source, ca_path, sources_of
+from provisioner.render.trust import Source, ca_path, proxy_of, sources_of
 from provisioner.verify.model import CheckFailed, Context, each, listed, patiently
 from provisioner.verify.probe import describe, shorten
 from provisioner.wait import NotYet
@@ -30,23 +31,30 @@ def answer(context: Context) -> str:
     files = registries.read_files(context.cluster, context.workspace.cluster_file.parent)
     ways = sources_of(context.cluster)
     nodes = context.cluster.kubernetes_nodes
-    each([(node, name) for name in ways for node in nodes], lambda pair: _ask(context, *pair, files))
+    unasked = each([(node, name) for name in ways for node in nodes], lambda pair: _ask(context, *pair, files))
     wanted = [registry for registry in context.cluster.containerd.registries if registry.verify_image]
     if wanted:
         context.probe.make_namespace()
         each([(node, registry) for registry in wanted for node in nodes], lambda pair: _pull(context, *pair))
     pulled = f"pulled on every node: {listed(registry.verify_image or '' for registry in wanted)}" if wanted else "none pulled"
-    return f"{listed(ways)} asked from every node; {pulled}"
+    left_out = {url for urls in unasked for url in urls}
+    asked = f"{listed(ways)} asked from every node" + (f", but for {listed(left_out)}, behind a proxy with TLS" if left_out else "")
+    return f"{asked}; {pulled}"
 
 
-def _ask(context: Context, node: Node, name: str, files: RegistryFiles) -> None:
+def _ask(context: Context, node: Node, name: str, files: RegistryFiles) -> tuple[str, ...]:
     """The registry's greeting, by the first of its ways that gives it, asked over the node's own network.
+
+    Returns the URLs that could not be asked from here, where no other has answered: a proxy that itself speaks TLS has TLS in TLS.
 
     https://github.com/opencontainers/distribution-spec/blob/main/spec.md#determining-support
     """
     itself, mirrors = sources_of(context.cluster)[name]
-    failures = []
+    failures, unasked = list[str](), list[str]()
     for source in (*mirrors, *((itself,) if itself.url else ())):
+        if proxy_of(context.cluster, source.url).startswith("https://"):
+            unasked.append(source.url)
+            continue
         try:
             status, challenge = _greeting(context, node, source, files, files.logins.get(name))
         except CheckFailed as failure:
@@ -54,12 +62,14 @@ def _ask(context: Context, node: Node, name: str, files: RegistryFiles) -> None:
             continue
         # one that gives out tokens is asked for one by containerd: the greeting alone says nothing of the credentials
         if status == http.client.OK or (status == http.client.UNAUTHORIZED and challenge.lower().startswith("bearer")):
-            return
+            return ()
         if status == http.client.UNAUTHORIZED:
             given = "refuses its credentials" if name in files.logins else "wants credentials, and cluster.yaml has none for it"
             failures.append(f"{source.url} {given}")
         else:
             failures.append(f"{source.url} is no registry: it answers {status}")
+    if unasked:
+        return tuple(unasked)
     raise CheckFailed(*(f"{node.name}: {name}: {failure}" for failure in failures))
 
 
@@ -69,20 +79,27 @@ def _greeting(context: Context, node: Node, source: Source, files: RegistryFiles
     Raises:
         CheckFailed: there is none.
     """
-    url = urlsplit(source.url)
+    url, proxy = urlsplit(source.url), urlsplit(proxy_of(context.cluster, source.url))
     host, port = str(url.hostname), url.port or (443 if url.scheme == "https" else 80)
+    target = f"{url.path.rstrip('/').removesuffix('/v2')}/v2/"
     headers = {"Host": url.netloc}
     if login:
-        headers["Authorization"] = f"Basic {base64.b64encode(':'.join(login).encode()).decode()}"
+        headers["Authorization"] = _basic(*login)
+    to_proxy = {"Proxy-Authorization": _basic(unquote(proxy.username), unquote(proxy.password or ""))} if proxy.username else {}
     cas = {ca_path(name): ca for name, ca in files.cas.items()}
-    with context.connections.forward(node, port, host=host) as forward:
-        connection = http.client.HTTPConnection("127.0.0.1", forward.port, timeout=context.seconds / 4)
+    way = (proxy.hostname, proxy.port or 80) if proxy.hostname else (host, port)
+    with context.connections.forward(node, way[1], host=way[0]) as forward:
+        connection = http.client.HTTPConnection("127.0.0.1", forward.port, timeout=stretch(context.seconds / 4))
         try:
+            if proxy.hostname and url.scheme == "https":
+                connection.set_tunnel(host, port, {"Host": f"{url.hostname}:{port}", **to_proxy})
+            elif proxy.hostname:
+                target, headers = f"http://{url.netloc}{target}", {**headers, **to_proxy}
             connection.connect()
             if url.scheme == "https":
                 tls = _tls(cas.get(source.ca), skip=source.skip_verify)
                 connection.sock = tls.wrap_socket(connection.sock, server_hostname=host)
-            connection.request("GET", f"{url.path.rstrip('/').removesuffix('/v2')}/v2/", headers=headers)
+            connection.request("GET", target, headers=headers)
             answer = connection.getresponse()
             answer.read()
             return answer.status, answer.getheader("WWW-Authenticate") or ""
@@ -90,6 +107,10 @@ def _greeting(context: Context, node: Node, source: Source, files: RegistryFiles
             raise CheckFailed(f"no answer: {shorten(forward.error or f'{type(error).__name__}: {error}')}") from None
         finally:
             connection.close()
+
+
+def _basic(name: str, password: str) -> str:
+    return f"Basic {base64.b64encode(f'{name}:{password}'.encode()).decode()}"
 
 
 def _tls(ca: bytes | None, *, skip: bool) -> ssl.SSLContext:

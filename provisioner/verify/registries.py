@@ -60,14 +60,13 @@ def _ask(context: Context, node: Node, name: str, files: RegistryFiles) -> tuple
         except CheckFailed as failure:
             failures.append(f"{source.url}: {failure}")
             continue
-        # one that gives out tokens is asked for one by containerd: the greeting alone says nothing of the credentials
-        if status == http.client.OK or (status == http.client.UNAUTHORIZED and challenge.lower().startswith("bearer")):
+        # one that gives out tokens is asked for one by containerd: the greeting alone says nothing of the credentials. Where
+        # cluster.yaml has none, pods have their own (imagePullSecrets), and what they get is for `verifyImage` to prove
+        asks = status == http.client.UNAUTHORIZED and (name not in files.logins or challenge.lower().startswith("bearer"))
+        if status == http.client.OK or asks:
             return ()
-        if status == http.client.UNAUTHORIZED:
-            given = "refuses its credentials" if name in files.logins else "wants credentials, and cluster.yaml has none for it"
-            failures.append(f"{source.url} {given}")
-        else:
-            failures.append(f"{source.url} is no registry: it answers {status}")
+        refusal = "refuses its credentials" if status == http.client.UNAUTHORIZED else f"is no registry: it answers {status}"
+        failures.append(f"{source.url} {refusal}")
     if unasked:
         return tuple(unasked)
     raise CheckFailed(*(f"{node.name}: {name}: {failure}" for failure in failures))

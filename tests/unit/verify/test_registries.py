@@ -33,7 +33,7 @@ BASIC = "Basic " + base64.b64encode(f"robot:{PASSWORD}".encode()).decode()
 
 
 class Server:
-    """A registry that answers 200, or `challenge` to who does not show `wants`; also a proxy, to whatever it is asked for.
+    """A registry that answers 200, or 401 and `challenge` to who does not show `wants`; also a proxy, to whatever it is asked for.
 
     Keeps (method, target, Authorization, Proxy-Authorization) of what it was asked.
     """
@@ -252,3 +252,16 @@ def test_patience_is_had_with_registries_too(ask: Any, monkeypatch: pytest.Monke
                 thread.join()
     finally:
         patience.factor.cache_clear()
+
+
+def test_a_registry_whose_credentials_are_the_pods_own_is_there(ask: Any, serve: Any) -> None:
+    network = Network(r_example=serve(wants=BASIC, challenge='Basic realm="a test"'))
+    assert "r.example asked from every node; none pulled" in ask(network, registries=[PLAIN])
+
+
+def test_one_that_refuses_the_credentials_given_or_is_none_fails(ask: Any, serve: Any) -> None:
+    network = Network(r_example=serve(wants="Basic x", challenge="Basic"))
+    with pytest.raises(CheckFailed, match=r"r\.example refuses its credentials") as failed:
+        ask(network, registries=[{**PLAIN, "credentials": "login"}])
+    assert len(failed.value.seen) == 5, "one line of every node"
+    assert PASSWORD not in str(failed.value)

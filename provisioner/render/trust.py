@@ -45,7 +45,7 @@ def sources_of(cluster: Cluster) -> Mapping[str, tuple[Source, tuple[Source, ...
     known = {registry.registry: registry for registry in cluster.containerd.registries}
     mirrors = {mirror.registry: mirror.endpoints for mirror in cluster.containerd.registry_mirrors}
     names = dict.fromkeys((*mirrors, *known))
-    return {name: (_itself(name, known), tuple(_mirror(url, known) for url in mirrors.get(name, ()))) for name in names}
+    return {name: (_itself(name, known), tuple(mirror(url, known) for url in mirrors.get(name, ()))) for name in names}
 
 
 def _itself(name: str, known: Mapping[str, Registry]) -> Source:
@@ -57,7 +57,8 @@ def _itself(name: str, known: Mapping[str, Registry]) -> Source:
     return _with_trust(f"{scheme}://{_API_HOSTS.get(name, name)}", registry)
 
 
-def _mirror(url: str, known: Mapping[str, Registry]) -> Source:
+def mirror(url: str, known: Mapping[str, Registry]) -> Source:
+    """A mirror as containerd speaks to it, for registries of cluster.yaml by their names."""
     return _with_trust(url, known.get(urlsplit(url).netloc))
 
 

@@ -56,24 +56,41 @@ def _ask(context: Context, node: Node, name: str, files: RegistryFiles) -> tuple
             unasked.append(source.url)
             continue
         try:
-            status, challenge = _greeting(context, node, source, files, files.logins.get(name))
+            fault = _fault(context, node, source, files, files.logins.get(name))
         except CheckFailed as failure:
-            failures.append(f"{source.url}: {failure}")
-            continue
-        # one that gives out tokens is asked for one by containerd: the greeting alone says nothing of the credentials. Where
-        # cluster.yaml has none, pods have their own (imagePullSecrets), and what they get is for `verifyImage` to prove
-        asks = status == http.client.UNAUTHORIZED and (name not in files.logins or challenge.lower().startswith("bearer"))
-        if status == http.client.OK or asks:
+            fault = str(failure)
+        if not fault:
             return ()
-        refusal = "refuses its credentials" if status == http.client.UNAUTHORIZED else f"is no registry: it answers {status}"
-        failures.append(f"{source.url} {refusal}")
+        failures.append(f"{source.url}: {fault}")
     if unasked:
         return tuple(unasked)
     raise CheckFailed(*(f"{node.name}: {name}: {failure}" for failure in failures))
 
 
-def _greeting(context: Context, node: Node, source: Source, files: RegistryFiles, login: tuple[str, str] | None) -> tuple[int, str]:
-    """Status of the answer, and what it asks to be shown.
+def _fault(context: Context, node: Node, source: Source, files: RegistryFiles, login: tuple[str, str] | None) -> str:
+    """What is wrong with a registry's greeting; empty for nothing.
+
+    As containerd does: who has not asked for a password is not given it. One that gives out tokens is asked for one by containerd:
+    its greeting says nothing of the credentials. Where cluster.yaml has none, pods have their own (imagePullSecrets), and what they
+    get is for `verifyImage` to prove.
+
+    Raises:
+        CheckFailed: there is none.
+    """
+    status, asks = _greeting(context, node, source, files, None)
+    if status == http.client.UNAUTHORIZED and login and "bearer" not in asks:
+        if "basic" not in asks:
+            return f"asks for no password, but for {listed(asks) or 'nothing'} (WWW-Authenticate), which containerd cannot give"
+        status, _ = _greeting(context, node, source, files, login)
+        if status == http.client.UNAUTHORIZED:
+            return "refuses its credentials"
+    return "" if status in (http.client.OK, http.client.UNAUTHORIZED) else f"is no registry: it answers {status}"
+
+
+def _greeting(
+    context: Context, node: Node, source: Source, files: RegistryFiles, login: tuple[str, str] | None
+) -> tuple[int, frozenset[str]]:
+    """Status of the answer, and the schemes by one of which it wants to be shown who asks.
 
     Raises:
         CheckFailed: there is none.
@@ -101,7 +118,8 @@ def _greeting(context: Context, node: Node, source: Source, files: RegistryFiles
             connection.request("GET", target, headers=headers)
             answer = connection.getresponse()
             answer.read()
-            return answer.status, answer.getheader("WWW-Authenticate") or ""
+            challenges = answer.headers.get_all("WWW-Authenticate") or ()
+            return answer.status, frozenset(scheme.lower() for text in challenges for scheme in text.split()[:1])
         except (OSError, http.client.HTTPException) as error:
             raise CheckFailed(f"no answer: {shorten(forward.error or f'{type(error).__name__}: {error}')}") from None
         finally:

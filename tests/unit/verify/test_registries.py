@@ -261,7 +261,26 @@ def test_a_registry_whose_credentials_are_the_pods_own_is_there(ask: Any, serve:
 
 def test_one_that_refuses_the_credentials_given_or_is_none_fails(ask: Any, serve: Any) -> None:
     network = Network(r_example=serve(wants="Basic x", challenge="Basic"))
-    with pytest.raises(CheckFailed, match=r"r\.example refuses its credentials") as failed:
+    with pytest.raises(CheckFailed, match=r"r\.example: refuses its credentials") as failed:
         ask(network, registries=[{**PLAIN, "credentials": "login"}])
     assert len(failed.value.seen) == 5, "one line of every node"
     assert PASSWORD not in str(failed.value)
+
+
+def test_a_password_is_shown_to_those_who_ask_for_it(ask: Any, serve: Any) -> None:
+    mirror, giver, registry = serve(), serve(challenge='Bearer realm="https://t.example"'), serve(wants=BASIC, challenge="Basic")
+    network = Network(m_example=mirror, t_example=giver, r_example=registry)
+    login = {**PLAIN, "credentials": "login"}
+    for name in ("m", "t"):
+        ask(network, registries=[login], registryMirrors=[{"registry": "r.example", "endpoints": [f"http://{name}.example"]}])
+    assert {shown for server in (mirror, giver) for _, _, shown, _ in server.asked} == {None}
+    ask(network, registries=[login])
+    assert [shown for _, _, shown, _ in registry.asked].count(BASIC) == 5
+    assert {shown for _, _, shown, _ in registry.asked} == {None, BASIC}
+
+
+def test_who_asks_for_something_else_is_not_shown_it_either(ask: Any, serve: Any) -> None:
+    registry = serve(challenge="Negotiate")
+    with pytest.raises(CheckFailed, match="asks for no password, but for negotiate"):
+        ask(Network(r_example=registry), registries=[{**PLAIN, "credentials": "login"}])
+    assert {shown for _, _, shown, _ in registry.asked} == {None}

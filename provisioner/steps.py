@@ -213,9 +213,11 @@ def _look_at_cluster(
             _name_strangers(session, nodes)
             session = _with_versions(session, api, nodes)
             back = leave.returned(session, nodes)
+            # before the dry runs, which may fail where an object is somebody else's
+            addons = record.look(api, _addon_objects(session)) if session.scope is None else ()
             differences = (
                 *objects.difference(api, desired),
-                *(record.look(api, _addon_objects(session)) if session.scope is None else ()),
+                *addons,
                 *objects.deletions(stale),
                 *(
                     Change(name, "settle", "node", name, "uncordon (it was to leave, or was being upgraded, and stays)")

@@ -82,9 +82,11 @@ def look(api: ClusterApi, wanted: Mapping[str, Iterable[Object]]) -> tuple[Chang
     """What goes, and whether the record changes. Changes nothing.
 
     Raises:
-        BadInput: storage is taken out of cluster.yaml, and there are volumes of it.
+        BadInput: storage is taken out of cluster.yaml, and there are volumes of it; or an object of somebody else's has the name of
+            one that is wanted.
     """
     records = Records.of(api.get(RECORD), wanted)
+    _refuse_others_objects(api, records, "nothing was changed")
     if LOCAL_PATH.component in records.stored and LOCAL_PATH.component not in wanted:
         _refuse_lost_volumes(api)
     changes = [
@@ -104,8 +106,13 @@ def _why(component: str, wanted: Mapping[str, object]) -> str:
 
 
 def begin(api: ClusterApi, wanted: Mapping[str, Iterable[Object]]) -> Records:
-    """Put on record what is about to be applied, before it is."""
+    """Put on record what is about to be applied, before it is.
+
+    Raises:
+        BadInput: as :func:`look`, which an API that was silent then has not let see it.
+    """
     records = Records.of(api.get(RECORD), wanted)
+    _refuse_others_objects(api, records, "no addon was changed")
     if records.differ:
         # owned by two runs' words as by one: what a field manager sets and leaves out later, it takes away
         api.apply(records.both())
@@ -144,6 +151,24 @@ def _ours(api: ClusterApi, ref: Ref) -> Object | None:
     if live is None or (live["metadata"].get("labels") or {}).get(LABEL[0]) != LABEL[1]:
         return None
     return {**live, "apiVersion": ref[0], "kind": ref[1]}
+
+
+def _refuse_others_objects(api: ClusterApi, records: Records, so_far: str) -> None:
+    """What is not on record was not made here: it would be overwritten, and deleted with the addon, a namespace with all in it.
+
+    Raises:
+        BadInput: names the objects.
+    """
+    known = {ref for refs in records.stored.values() for ref in refs}
+    for component, refs in records.wanted.items():
+        others = [_object(ref) for ref in refs if ref not in known and api.get(_object(ref)) and _ours(api, ref) is None]
+        if others:
+            names = ", ".join(objects.describe(obj) for obj in others)
+            raise BadInput(
+                f"addons.{_KEYS[component]} is on, and the cluster has {names} already, which {component} did not bring; {so_far}",
+                hint="remove what is there, or leave the addon off; or hand it over, to be overwritten and to go with the addon:"
+                f" `kubectl label --overwrite KIND NAME {LABEL[0]}={LABEL[1]}`",
+            )
 
 
 def _refuse_lost_volumes(api: ClusterApi) -> None:

@@ -105,6 +105,21 @@ def test_what_somebody_else_has_put_in_its_place_stays() -> None:
     assert [one for one in api.asked if one.startswith("delete")] == ["delete provisioner-addons"]
 
 
+def test_what_others_have_made_is_not_seized() -> None:
+    api: Any = Api(SPACE, EXTRA, ours=False)
+    wanted = {"metrics-server": (SPACE, MAP)}
+    for ask, so_far in ((record.look, "nothing was changed"), (record.begin, "no addon was changed")):
+        with pytest.raises(
+            BadInput, match=f"addons.metricsServer is on, and the cluster has Namespace s already.*{so_far}"
+        ) as refused:
+            ask(api, wanted)
+        assert "kubectl label --overwrite KIND NAME app.kubernetes.io/managed-by=provisioner" in refused.value.hint
+    assert api.asked == []
+    # handed over by its label, or left by a run that was cut short, and so on record
+    assert record.look(Api(SPACE), wanted)  # type: ignore[arg-type]
+    assert record.look(Api(SPACE, recorded(metrics_server=(SPACE, MAP)), ours=False), wanted) == ()  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("provisioner", ["rancher.io/local-path", "example.com/other"])
 def test_storage_with_volumes_is_not_taken_away(provisioner: str) -> None:
     metadata = {"name": "pv-1", "annotations": {"pv.kubernetes.io/provisioned-by": provisioner}}

@@ -90,13 +90,17 @@ def look(api: ClusterApi, wanted: Mapping[str, Iterable[Object]]) -> tuple[Chang
     if LOCAL_PATH.component in records.stored and LOCAL_PATH.component not in wanted:
         _refuse_lost_volumes(api)
     changes = [
-        Change(CLUSTER, "objects", "object", objects.describe(live), f"delete ({_why(name, wanted)})")
+        Change(CLUSTER, "objects", "object", objects.describe(live), f"{_deletion(ref)} ({_why(name, wanted)})")
         for name, ref in records.stale()
         if (live := _ours(api, ref)) is not None
     ]
     if records.differ:
         changes.append(Change(CLUSTER, "objects", "object", objects.describe(RECORD), "change" if records.stored else "create"))
     return tuple(changes)
+
+
+def _deletion(ref: Ref) -> str:
+    return "delete with all that is in it" if ref[1] == "Namespace" else "delete"
 
 
 def _why(component: str, wanted: Mapping[str, object]) -> str:

@@ -223,7 +223,7 @@ def test_what_is_off_goes_and_data_stays(site: tuple[Real, Registry, str], api: 
     changes = applied(real)
     gone = {change["what"]: change["action"] for change in changes if change["action"].startswith(("delete", "remove"))}
     assert gone["APIService v1beta1.metrics.k8s.io"] == "delete (addons.metricsServer is off)"
-    assert gone["Namespace local-path-storage"] == "delete (addons.localPath is off)"
+    assert gone["Namespace local-path-storage"] == "delete with all that is in it (addons.localPath is off)"
     assert gone["/etc/kubernetes/kubelet/registry-logins.json"] == "remove"
     assert gone["/etc/containerd/certs.d/mirrored.example/hosts.toml"] == "remove"
     assert gone["/var/lib/provisioner/images/metrics-server.tar"] == "remove"

@@ -42,17 +42,26 @@ def _object(ref: Ref) -> Object:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """What is on record, and what shall be, by component, in the order in which objects are applied."""
+    """What is on record, and what shall be, by component, in the order in which objects are applied.
+
+    Attributes:
+        stored: on record.
+        wanted: objects of the addons that are on.
+        users: what the user's own manifests name: theirs is applied in place of an addon's, and is not taken away.
+    """
 
     stored: Mapping[str, tuple[Ref, ...]] = field(default_factory=dict)
     wanted: Mapping[str, tuple[Ref, ...]] = field(default_factory=dict)
+    users: frozenset[Ref] = frozenset()
 
     @classmethod
-    def of(cls, stored: Object | None, wanted: Mapping[str, Iterable[Object]]) -> Records:
-        """From the record's object, None where there is none yet, and the objects that are wanted."""
+    def of(cls, stored: Object | None, wanted: Mapping[str, Iterable[Object]], users: Iterable[Object] = ()) -> Records:
+        """From the record's object (None where there is none), the objects that are wanted, and those of the user's manifests."""
         data = (stored or {}).get("data") or {}
         known = {name: tuple((one[0], one[1], one[2], one[3]) for one in json.loads(text)) for name, text in data.items()}
-        return cls(known, {name: tuple(ref_of(obj) for obj in found) for name, found in wanted.items()})
+        return cls(
+            known, {name: tuple(ref_of(obj) for obj in found) for name, found in wanted.items()}, frozenset(map(ref_of, users))
+        )
 
     @property
     def differ(self) -> bool:
@@ -61,7 +70,7 @@ class Records:
 
     def stale(self) -> tuple[tuple[str, Ref], ...]:
         """What is on record and not wanted any more, with its component; what was applied last comes first."""
-        kept = {ref for refs in self.wanted.values() for ref in refs}
+        kept = {ref for refs in self.wanted.values() for ref in refs} | self.users
         return tuple((name, ref) for name, refs in reversed([*self.stored.items()]) for ref in reversed(refs) if ref not in kept)
 
     def both(self) -> Object:
@@ -78,14 +87,14 @@ def _record(refs: Mapping[str, tuple[Ref, ...]]) -> Object:
     return {**RECORD, "data": {name: json.dumps(found) for name, found in refs.items()}}
 
 
-def look(api: ClusterApi, wanted: Mapping[str, Iterable[Object]]) -> tuple[Change, ...]:
+def look(api: ClusterApi, wanted: Mapping[str, Iterable[Object]], users: Iterable[Object] = ()) -> tuple[Change, ...]:
     """What goes, and whether the record changes. Changes nothing.
 
     Raises:
         BadInput: storage is taken out of cluster.yaml, and there are volumes of it; or an object of somebody else's has the name of
             one that is wanted.
     """
-    records = Records.of(api.get(RECORD), wanted)
+    records = Records.of(api.get(RECORD), wanted, users)
     _refuse_others_objects(api, records, "nothing was changed")
     if LOCAL_PATH.component in records.stored and LOCAL_PATH.component not in wanted:
         _refuse_lost_volumes(api)
@@ -109,13 +118,13 @@ def _why(component: str, wanted: Mapping[str, object]) -> str:
     return f"addons.{_KEYS[component]} is off" if component in _KEYS else f"{component} is no addon any more"
 
 
-def begin(api: ClusterApi, wanted: Mapping[str, Iterable[Object]]) -> Records:
+def begin(api: ClusterApi, wanted: Mapping[str, Iterable[Object]], users: Iterable[Object] = ()) -> Records:
     """Put on record what is about to be applied, before it is.
 
     Raises:
         BadInput: as :func:`look`, which an API that was silent then has not let see it.
     """
-    records = Records.of(api.get(RECORD), wanted)
+    records = Records.of(api.get(RECORD), wanted, users)
     _refuse_others_objects(api, records, "no addon was changed")
     if records.differ:
         # owned by two runs' words as by one: what a field manager sets and leaves out later, it takes away
@@ -163,7 +172,7 @@ def _refuse_others_objects(api: ClusterApi, records: Records, so_far: str) -> No
     Raises:
         BadInput: names the objects.
     """
-    known = {ref for refs in records.stored.values() for ref in refs}
+    known = {ref for refs in records.stored.values() for ref in refs} | records.users
     for component, refs in records.wanted.items():
         others = [_object(ref) for ref in refs if ref not in known and api.get(_object(ref)) and _ours(api, ref) is None]
         if others:

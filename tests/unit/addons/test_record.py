@@ -123,6 +123,23 @@ def test_what_others_have_made_is_not_seized() -> None:
     assert record.look(Api(SPACE, recorded(metrics_server=(SPACE, MAP)), ours=False), wanted) == ()  # type: ignore[arg-type]
 
 
+def test_what_the_users_manifests_name_is_theirs() -> None:
+    wanted = {"metrics-server": (SPACE, MAP)}
+    # theirs from the start, without our label
+    api: Any = Api(MAP, ours=False)
+    assert [change.what for change in record.look(api, wanted, [MAP])] == ["ConfigMap kube-system/provisioner-addons"]
+    records = record.begin(api, wanted, [MAP])
+    # on record all the same: what they take out of their manifests is the addon's again
+    assert record.ref_of(MAP) in Records.of(api.get(RECORD), wanted).stored["metrics-server"]
+    record.finish(api, records)
+    assert record.look(api, wanted) == ()
+    # nor does it go with the addon, labelled or not
+    api = Api(SPACE, MAP, recorded(metrics_server=(SPACE, MAP)))
+    assert "ConfigMap s/m" not in [change.what for change in record.look(api, {}, [MAP])]
+    record.finish(api, record.begin(api, {}, [MAP]))
+    assert [one for one in api.asked if one.startswith("delete")] == ["delete s", "delete provisioner-addons"]
+
+
 @pytest.mark.parametrize("provisioner", ["rancher.io/local-path", "example.com/other"])
 def test_storage_with_volumes_is_not_taken_away(provisioner: str) -> None:
     metadata = {"name": "pv-1", "annotations": {"pv.kubernetes.io/provisioned-by": provisioner}}

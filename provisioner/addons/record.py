@@ -95,9 +95,7 @@ def look(api: ClusterApi, wanted: Mapping[str, Iterable[Object]], users: Iterabl
             one that is wanted.
     """
     records = Records.of(api.get(RECORD), wanted, users)
-    _refuse_others_objects(api, records, "nothing was changed")
-    if LOCAL_PATH.component in records.stored and LOCAL_PATH.component not in wanted:
-        _refuse_lost_volumes(api)
+    _refuse(api, records, "nothing was changed")
     changes = [
         Change(CLUSTER, "objects", "object", objects.describe(live), f"{_deletion(ref)} ({_why(name, wanted)})")
         for name, ref in records.stale()
@@ -125,7 +123,7 @@ def begin(api: ClusterApi, wanted: Mapping[str, Iterable[Object]], users: Iterab
         BadInput: as :func:`look`, which an API that was silent then has not let see it.
     """
     records = Records.of(api.get(RECORD), wanted, users)
-    _refuse_others_objects(api, records, "no addon was changed")
+    _refuse(api, records, "no addon was changed")
     if records.differ:
         # owned by two runs' words as by one: what a field manager sets and leaves out later, it takes away
         api.apply(records.both())
@@ -166,6 +164,12 @@ def _ours(api: ClusterApi, ref: Ref) -> Object | None:
     return {**live, "apiVersion": ref[0], "kind": ref[1]}
 
 
+def _refuse(api: ClusterApi, records: Records, so_far: str) -> None:
+    _refuse_others_objects(api, records, so_far)
+    if LOCAL_PATH.component in records.stored and LOCAL_PATH.component not in records.wanted:
+        _refuse_lost_volumes(api, so_far)
+
+
 def _refuse_others_objects(api: ClusterApi, records: Records, so_far: str) -> None:
     """What is not on record was not made here: it would be overwritten, and deleted with the addon, a namespace with all in it.
 
@@ -184,7 +188,7 @@ def _refuse_others_objects(api: ClusterApi, records: Records, so_far: str) -> No
             )
 
 
-def _refuse_lost_volumes(api: ClusterApi) -> None:
+def _refuse_lost_volumes(api: ClusterApi, so_far: str) -> None:
     """Without its provisioner, nothing would ever free a volume's directory, and no new one would be made.
 
     Raises:
@@ -198,6 +202,6 @@ def _refuse_lost_volumes(api: ClusterApi) -> None:
     if held:
         raise BadInput(
             f"addons.localPath is off, and {len(held)} of its volumes are there: {', '.join(held[:5])}{', …' if held[5:] else ''};"
-            " nothing was changed",
+            f" {so_far}",
             hint="move the data, delete the claims (which deletes their data), and apply again; or leave the addon on",
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from provisioner.config import Cluster
 from provisioner.errors import BadInput
@@ -46,7 +47,7 @@ def read_login(path: Path) -> tuple[str, str]:
 
 
 def read_ca(path: Path) -> bytes:
-    """Certificates (PEM) of CAs.
+    """Certificates (PEM) of CAs, and nothing else of what the file says: comments may be in any encoding.
 
     Raises:
         Unusable: it is not there, or holds no certificate, or a private key.
@@ -55,10 +56,10 @@ def read_ca(path: Path) -> bytes:
     if b"PRIVATE KEY" in raw:
         raise Unusable("holds a private key; name a file with the certificate alone")
     try:
-        x509.load_pem_x509_certificates(raw)
+        found = x509.load_pem_x509_certificates(raw)
     except ValueError:
         raise Unusable("holds no certificate in PEM") from None
-    return raw
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in found)
 
 
 def _read(path: Path, *, private: bool) -> bytes:

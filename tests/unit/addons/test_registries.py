@@ -114,6 +114,15 @@ def test_a_good_file(tmp_path: Path) -> None:
     assert registries.read_login(path) == ("robot", SECRET)
 
 
+def test_of_a_ca_file_the_certificates_are_taken_alone(tmp_path: Path) -> None:
+    pem = (Path(__file__).parents[1] / "config" / "ca.crt").read_bytes()
+    path = tmp_path / "ca.crt"
+    path.write_bytes("# Prüfstelle\n".encode("latin-1") + pem + "# außerdem\n".encode() + pem)
+    found = registries.read_ca(path)
+    assert found.isascii()
+    assert found == pem * 2
+
+
 def test_a_support_bundle_is_searched_for_the_passwords(tmp_path: Path) -> None:
     (tmp_path / "login").write_text(json.dumps({"username": "robot", "password": SECRET}))
     (tmp_path / "login").chmod(0o600)

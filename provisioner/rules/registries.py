@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from provisioner.problems import Path as Where
 from provisioner.problems import Problem, error, quoted, warning
@@ -31,6 +32,13 @@ def registry_mirrors(context: Context) -> Iterator[Problem]:
         for position, endpoint in enumerate(mirror.endpoints):
             if fault := syntax.url_fault(endpoint):
                 yield error((*path, "endpoints", position), fault)
+                continue
+            if "@" in urlsplit(endpoint).netloc:
+                yield error(
+                    (*path, "endpoints", position),
+                    "has a login in the URL, which containerd does not use, and which is for many eyes here: name a file under"
+                    " `credentials` of containerd.registries instead",
+                )
                 continue
             source = trust.mirror(endpoint, known)
             if has_login and (source.skip_verify or source.url.startswith("http://")):

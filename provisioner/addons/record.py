@@ -35,6 +35,10 @@ def ref_of(obj: Mapping[str, object]) -> Ref:
     return (str(obj["apiVersion"]), str(obj["kind"]), str(metadata.get("namespace") or ""), str(metadata["name"]))
 
 
+def _ref(api: str, kind: str, namespace: str, name: str) -> Ref:
+    return (api, kind, namespace, name)
+
+
 def _object(ref: Ref) -> Object:
     api, kind, namespace, name = ref
     return {"apiVersion": api, "kind": kind, "metadata": {"name": name, **({"namespace": namespace} if namespace else {})}}
@@ -56,9 +60,20 @@ class Records:
 
     @classmethod
     def of(cls, stored: Object | None, wanted: Mapping[str, Iterable[Object]], users: Iterable[Object] = ()) -> Records:
-        """From the record's object (None where there is none), the objects that are wanted, and those of the user's manifests."""
+        """From the record's object (None where there is none), the objects that are wanted, and those of the user's manifests.
+
+        Raises:
+            BadInput: the record is damaged.
+        """
         data = (stored or {}).get("data") or {}
-        known = {name: tuple((one[0], one[1], one[2], one[3]) for one in json.loads(text)) for name, text in data.items()}
+        try:
+            known = {name: tuple(_ref(*one) for one in json.loads(text)) for name, text in data.items()}
+        except (ValueError, TypeError):
+            raise BadInput(
+                f"the record of addons, {objects.describe(RECORD)}, is damaged: somebody has written something else into it",
+                hint="delete that ConfigMap: the next run writes it anew from cluster.yaml; what is left of addons that are off,"
+                f" with the label {LABEL[0]}={LABEL[1]}, is then yours to delete",
+            ) from None
         return cls(
             known, {name: tuple(ref_of(obj) for obj in found) for name, found in wanted.items()}, frozenset(map(ref_of, users))
         )
@@ -102,7 +117,8 @@ def look(api: ClusterApi, wanted: Mapping[str, Iterable[Object]], users: Iterabl
         if (live := _ours(api, ref)) is not None
     ]
     if records.differ:
-        changes.append(Change(CLUSTER, "objects", "object", objects.describe(RECORD), "change" if records.stored else "create"))
+        action = "delete" if not wanted else "change" if records.stored else "create"
+        changes.append(Change(CLUSTER, "objects", "object", objects.describe(RECORD), action))
     return tuple(changes)
 
 

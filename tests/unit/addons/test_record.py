@@ -75,9 +75,10 @@ def test_the_record_is_there_before_the_first_object_and_the_same_is_no_change()
 def test_what_is_off_goes_the_last_applied_first_and_the_record_with_it() -> None:
     api: Any = Api(SPACE, MAP, recorded(metrics_server=(SPACE, MAP)))
     changes = record.look(api, {})
-    assert [(change.what, change.action) for change in changes[:2]] == [
+    assert [(change.what, change.action) for change in changes] == [
         ("ConfigMap s/m", "delete (addons.metricsServer is off)"),
         ("Namespace s", "delete with all that is in it (addons.metricsServer is off)"),
+        ("ConfigMap kube-system/provisioner-addons", "delete"),
     ]
     record.finish(api, record.begin(api, {}))
     assert api.asked == ["apply provisioner-addons", "delete m", "delete s", "delete provisioner-addons"]
@@ -87,10 +88,7 @@ def test_what_is_off_goes_the_last_applied_first_and_the_record_with_it() -> Non
 def test_a_run_that_was_cut_short_before_it_deleted_goes_on() -> None:
     api: Any = Api(SPACE, MAP, recorded(metrics_server=(SPACE, MAP)))
     record.begin(api, {})
-    assert [change.what for change in record.look(api, {}) if change.action.startswith("delete")] == [
-        "ConfigMap s/m",
-        "Namespace s",
-    ]
+    assert [change.what for change in record.look(api, {})][:2] == ["ConfigMap s/m", "Namespace s"]
 
 
 def test_an_object_that_a_newer_version_has_not_goes_alone() -> None:
@@ -106,6 +104,14 @@ def test_what_somebody_else_has_put_in_its_place_stays() -> None:
     assert [change.what for change in record.look(api, {})] == ["ConfigMap kube-system/provisioner-addons"]
     record.finish(api, record.begin(api, {}))
     assert [one for one in api.asked if one.startswith("delete")] == ["delete provisioner-addons"]
+
+
+@pytest.mark.parametrize("text", ["{", '[["v1", "ConfigMap", "m"]]', "1", "[null]"])
+def test_a_damaged_record_is_named(text: str) -> None:
+    api: Any = Api({**RECORD, "data": {"metrics-server": text}})
+    with pytest.raises(BadInput, match="ConfigMap kube-system/provisioner-addons, is damaged") as refused:
+        record.look(api, {})
+    assert "delete that ConfigMap" in refused.value.hint
 
 
 def test_what_others_have_made_is_not_seized() -> None:

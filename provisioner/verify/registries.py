@@ -147,7 +147,8 @@ def _pull(context: Context, node: Node, registry: Registry) -> None:
     spec: Mapping[str, Any] = context.probe.pod_spec(affinity=affinity, restartPolicy="Never")
     container = {**spec["containers"][0], "image": registry.verify_image, "imagePullPolicy": "Always"}
     del container["args"]
-    name = f"pull-{context.cluster.containerd.registries.index(registry)}-{node.name}"[:63].rstrip("-")
+    # by numbers: a node's name may be as long as a pod's
+    name = f"pull-{context.cluster.containerd.registries.index(registry)}-{context.cluster.nodes.index(node)}"
     pod = context.probe.object("v1", "Pod", name, spec={**spec, "containers": [container]})
     context.api.apply(pod)
 

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from provisioner import patience
 from provisioner.config import Cluster
+from provisioner.render.context import RegistryFiles
 from provisioner.render.trust import proxy_of
 from provisioner.verify.model import CheckFailed, Context
 from provisioner.verify.registries import answer
@@ -284,3 +285,29 @@ def test_who_asks_for_something_else_is_not_shown_it_either(ask: Any, serve: Any
     with pytest.raises(CheckFailed, match="asks for no password, but for negotiate"):
         ask(Network(r_example=registry), registries=[{**PLAIN, "credentials": "login"}])
     assert {shown for _, _, shown, _ in registry.asked} == {None}
+
+
+def test_every_node_pulls_by_a_pod_of_its_own(context: Context, serve: Any) -> None:
+    pods: list[str] = []
+    nodes = [{"name": f"{'n' * 58}-{end}", "address": f"192.0.2.{end}", "roles": ["worker"]} for end in (1, 2)]
+    known = {**PLAIN, "verifyImage": "r.example/a:1"}
+    cluster = Cluster.model_validate({"name": "c", "nodes": nodes, "containerd": {"registries": [known]}})
+    status = {"containerStatuses": [{"imageID": "sha256:1"}]}
+    api: Any = SimpleNamespace(
+        apply=lambda pod: pods.append(pod["metadata"]["name"]),
+        get=lambda _: {"status": status},
+        delete=lambda *_, **__: True,
+    )
+    probe: Any = SimpleNamespace(
+        make_namespace=lambda: None,
+        pod_spec=lambda **spec: {**spec, "containers": [{"args": []}]},
+        object=lambda _api, _kind, name, **fields: {"metadata": {"name": name}, **fields},
+    )
+    connections: Any = Network(r_example=serve())
+    said = answer(dataclasses.replace(context, cluster=cluster, connections=connections, api=api, probe=probe))
+    assert "pulled on every node: r.example/a:1" in said
+    assert len(set(pods)) == 2
+
+
+def test_a_login_is_not_in_what_is_printed_of_a_value() -> None:
+    assert PASSWORD not in repr(RegistryFiles(logins={"r.example": ("robot", PASSWORD)}))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import re
 import ssl
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -20,6 +22,32 @@ from provisioner.verify.model import CheckFailed, Context, each, listed, patient
 from provisioner.verify.probe import describe, shorten
 from provisioner.wait import NotYet
 
+# Where Go looks for the CAs that a system believes: the first file, and what lies in the directories.
+# https://go.dev/src/crypto/x509/root_linux.go
+_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+# A shell command.
+SYSTEM_CAS = (
+    f"for file in {' '.join(_BUNDLES)}; do if [ -r $file ]; then cat $file; break; fi; done;"
+    # the links there lead to what the bundle has
+    " find /etc/ssl/certs /etc/pki/tls/certs -maxdepth 1 -type f ! -name ca-certificates.crt -exec cat {} + 2>/dev/null"
+)
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[\sA-Za-z0-9+/=]+-----END CERTIFICATE-----")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the machines know of registries: the files of cluster.yaml, and the CAs (PEM) of each node's system, by its name."""
+
+    files: RegistryFiles
+    system: Mapping[str, str]
+
 
 def has_registries(cluster: Cluster) -> bool:
     """Whether cluster.yaml tells something of a registry."""
@@ -31,7 +59,8 @@ def answer(context: Context) -> str:
     files = registries.read_files(context.cluster, context.workspace.cluster_file.parent)
     ways = sources_of(context.cluster)
     nodes = context.cluster.kubernetes_nodes
-    unasked = each([(node, name) for name in ways for node in nodes], lambda pair: _ask(context, *pair, files))
+    known = _Known(files, dict(each(nodes, lambda node: (node.name, _system_cas(context, node)))))
+    unasked = each([(node, name) for name in ways for node in nodes], lambda pair: _ask(context, *pair, known))
     wanted = [registry for registry in context.cluster.containerd.registries if registry.verify_image]
     if wanted:
         context.probe.make_namespace()
@@ -42,7 +71,7 @@ def answer(context: Context) -> str:
     return f"{asked}; {pulled}"
 
 
-def _ask(context: Context, node: Node, name: str, files: RegistryFiles) -> tuple[str, ...]:
+def _ask(context: Context, node: Node, name: str, known: _Known) -> tuple[str, ...]:
     """The registry's greeting, by the first of its ways that gives it, asked over the node's own network.
 
     Returns the URLs that could not be asked from here, where no other has answered: a proxy that itself speaks TLS has TLS in TLS.
@@ -56,7 +85,7 @@ def _ask(context: Context, node: Node, name: str, files: RegistryFiles) -> tuple
             unasked.append(source.url)
             continue
         try:
-            fault = _fault(context, node, source, files, files.logins.get(name))
+            fault = _fault(context, node, source, known, known.files.logins.get(name))
         except CheckFailed as failure:
             fault = str(failure)
         if not fault:
@@ -67,7 +96,7 @@ def _ask(context: Context, node: Node, name: str, files: RegistryFiles) -> tuple
     raise CheckFailed(*(f"{node.name}: {name}: {failure}" for failure in failures))
 
 
-def _fault(context: Context, node: Node, source: Source, files: RegistryFiles, login: tuple[str, str] | None) -> str:
+def _fault(context: Context, node: Node, source: Source, known: _Known, login: tuple[str, str] | None) -> str:
     """What is wrong with a registry's greeting; empty for nothing.
 
     As containerd does: who has not asked for a password is not given it. One that gives out tokens is asked for one by containerd:
@@ -77,18 +106,18 @@ def _fault(context: Context, node: Node, source: Source, files: RegistryFiles, l
     Raises:
         CheckFailed: there is none.
     """
-    status, asks = _greeting(context, node, source, files, None)
+    status, asks = _greeting(context, node, source, known, None)
     if status == http.client.UNAUTHORIZED and login and "bearer" not in asks:
         if "basic" not in asks:
             return f"asks for no password, but for {listed(asks) or 'nothing'} (WWW-Authenticate), which containerd cannot give"
-        status, _ = _greeting(context, node, source, files, login)
+        status, _ = _greeting(context, node, source, known, login)
         if status == http.client.UNAUTHORIZED:
             return "refuses its credentials"
     return "" if status in (http.client.OK, http.client.UNAUTHORIZED) else f"is no registry: it answers {status}"
 
 
 def _greeting(
-    context: Context, node: Node, source: Source, files: RegistryFiles, login: tuple[str, str] | None
+    context: Context, node: Node, source: Source, known: _Known, login: tuple[str, str] | None
 ) -> tuple[int, frozenset[str]]:
     """Status of the answer, and the schemes by one of which it wants to be shown who asks.
 
@@ -102,7 +131,7 @@ def _greeting(
     if login:
         headers["Authorization"] = _basic(*login)
     to_proxy = {"Proxy-Authorization": _basic(unquote(proxy.username), unquote(proxy.password or ""))} if proxy.username else {}
-    cas = {ca_path(name): ca for name, ca in files.cas.items()}
+    cas = {ca_path(name): ca for name, ca in known.files.cas.items()}
     way = (proxy.hostname, proxy.port or 80) if proxy.hostname else (host, port)
     with context.connections.forward(node, way[1], host=way[0]) as forward:
         connection = http.client.HTTPConnection("127.0.0.1", forward.port, timeout=stretch(context.seconds / 4))
@@ -113,7 +142,7 @@ def _greeting(
                 target, headers = f"http://{url.netloc}{target}", {**headers, **to_proxy}
             connection.connect()
             if url.scheme == "https":
-                tls = _tls(cas.get(source.ca), skip=source.skip_verify)
+                tls = _tls(known.system[node.name], cas.get(source.ca, b"").decode(), skip=source.skip_verify)
                 connection.sock = tls.wrap_socket(connection.sock, server_hostname=host)
             connection.request("GET", target, headers=headers)
             answer = connection.getresponse()
@@ -130,13 +159,19 @@ def _basic(name: str, password: str) -> str:
     return f"Basic {base64.b64encode(f'{name}:{password}'.encode()).decode()}"
 
 
-def _tls(ca: bytes | None, *, skip: bool) -> ssl.SSLContext:
-    context = ssl.create_default_context()
+def _system_cas(context: Context, node: Node) -> str:
+    text = context.connections.run(node, SYSTEM_CAS, timeout=context.seconds / 4, sudo=False).text
+    return "\n".join(_CERTIFICATE.findall(text))
+
+
+def _tls(*cas: str, skip: bool) -> ssl.SSLContext:
+    """Believes those CAs (PEM) alone: what this machine's own system believes is not what a node's does."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if skip:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    elif ca is not None:
-        context.load_verify_locations(cadata=ca.decode())
+    for pem in filter(None, cas):
+        context.load_verify_locations(cadata=pem)
     return context
 
 

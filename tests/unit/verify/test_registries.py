@@ -9,6 +9,7 @@ import datetime as dt
 import json
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,7 +28,7 @@ from provisioner.config import Cluster
 from provisioner.render.context import RegistryFiles
 from provisioner.render.trust import proxy_of
 from provisioner.verify.model import CheckFailed, Context
-from provisioner.verify.registries import answer
+from provisioner.verify.registries import SYSTEM_CAS, answer
 
 PASSWORD = "of nobody, and more"  # noqa: S105 - of a registry that lives as long as a test
 BASIC = "Basic " + base64.b64encode(f"robot:{PASSWORD}".encode()).decode()
@@ -95,11 +96,18 @@ def pump(source: socket.socket, target: socket.socket) -> None:
 
 
 class Network:
-    """Stands for SSH: what nodes reach, by host and port; keeps who asked for what."""
+    """Stands for SSH: what nodes reach, by host and port, and the CAs of their systems; keeps who asked for what."""
 
-    def __init__(self, **ways: Server) -> None:
+    def __init__(self, *, system: str = "", **ways: Server) -> None:
+        self.system = system
         self.ways = {name.replace("_", "."): server.port for name, server in ways.items()}
         self.asked: set[tuple[str, int]] = set()
+
+    def run(self, _node: object, command: str, **_: object) -> Any:
+        """The command itself, on a system whose bundle is this test's."""
+        assert "/etc/ssl/certs/ca-certificates.crt" in command
+        subprocess.run(["sh", "-n"], input=command, text=True, check=True)
+        return SimpleNamespace(text=self.system)
 
     @contextlib.contextmanager
     def forward(self, _node: object, port: int, host: str = "127.0.0.1") -> Iterator[Any]:
@@ -183,6 +191,31 @@ def test_tls_goes_through_the_proxy_and_is_the_registrys_own(ask: Any, serve: An
     assert set(registry.asked) == {("GET", "/v2/", None, None)}
     with pytest.raises(CheckFailed, match="CERTIFICATE_VERIFY_FAILED"):
         ask(network, proxy=settings, registries=[{"registry": "r.example:5000"}])
+
+
+def test_believed_is_whom_the_nodes_system_believes(ask: Any, serve: Any, tmp_path: Path) -> None:
+    registry = serve(tls=certificate(tmp_path / "r.pem", "r.example"))
+    mine, other = ((tmp_path / name).read_text() for name in ("r.crt", certificate(tmp_path / "o.pem", "o.example").stem + ".crt"))
+    known = {"registry": "r.example"}
+    # as bundles are: comments in any language, ends of lines left out
+    bundle = f"# Főtanúsítvány\n{other.strip()}{mine.strip()}"
+    assert "asked from every node" in ask(Network(system=bundle, r_example=registry), registries=[known])
+    with pytest.raises(CheckFailed, match="CERTIFICATE_VERIFY_FAILED"):
+        ask(Network(system=other, r_example=registry), registries=[known])
+
+
+def test_the_cas_of_a_system_are_found(tmp_path: Path) -> None:
+    """By the node's own shell, in a root of the test's."""
+    (tmp_path / "etc/ssl/certs").mkdir(parents=True)
+    (tmp_path / "etc/pki/tls/certs").mkdir(parents=True)
+    for name, text in (("ssl/certs/ca-certificates.crt", "first"), ("ssl/certs/mine.pem", "mine"), ("ssl/cert.pem", "last")):
+        (tmp_path / "etc" / name).write_text(f"{text}\n")
+    (tmp_path / "etc/ssl/certs/link.0").symlink_to("mine.pem")
+    command = SYSTEM_CAS.replace("/etc/", f"{tmp_path}/etc/")
+    for words in (["first", "mine"], ["last", "mine"]):
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == words
+        (tmp_path / "etc/ssl/certs/ca-certificates.crt").unlink(missing_ok=True)
 
 
 def test_what_needs_no_proxy_is_asked_directly(ask: Any, serve: Any) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from provisioner.config import Cluster
 from provisioner.errors import BadInput
@@ -35,18 +36,20 @@ def read_login(path: Path) -> tuple[str, str]:
     raw = _read(path, private=True)
     try:
         document = yaml.safe_load(raw)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         document = None
     if not isinstance(document, dict) or {*document} != {"username", "password"}:
         raise Unusable("must have two lines, `username: …` and `password: …`, and nothing else")
     name, password = document["username"], document["password"]
     if not isinstance(name, str) or not isinstance(password, str) or not name or not password:
         raise Unusable("has a user name or a password that is no text; put it in quotes")
+    if any("\ud800" <= char <= "\udfff" for char in name + password):
+        raise Unusable("has half a surrogate pair in it, which is no character and cannot be sent")
     return name, password
 
 
 def read_ca(path: Path) -> bytes:
-    """Certificates (PEM) of CAs.
+    """Certificates (PEM) of CAs, and nothing else of what the file says: comments may be in any encoding.
 
     Raises:
         Unusable: it is not there, or holds no certificate, or a private key.
@@ -55,23 +58,26 @@ def read_ca(path: Path) -> bytes:
     if b"PRIVATE KEY" in raw:
         raise Unusable("holds a private key; name a file with the certificate alone")
     try:
-        x509.load_pem_x509_certificates(raw)
+        found = x509.load_pem_x509_certificates(raw)
     except ValueError:
         raise Unusable("holds no certificate in PEM") from None
-    return raw
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in found)
 
 
 def _read(path: Path, *, private: bool) -> bytes:
     try:
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES:
-                raise Unusable("is no small file")
-            if private and found.st_mode & 0o077:
-                raise Unusable(f"has mode {found.st_mode & 0o777:04o}, so others could read the password: chmod 600 it")
-            return file.read()
-    except OSError as error:
-        raise Unusable(f"cannot be read: {(error.strerror or str(error)).lower()}") from None
+            small = stat.S_ISREG(found.st_mode) and found.st_size <= _MOST_BYTES
+            content = file.read() if small else b""
+    except (OSError, ValueError) as error:
+        # the latter of a name that can be no file's
+        raise Unusable(f"cannot be read: {(getattr(error, 'strerror', None) or str(error)).lower()}") from None
+    if not small:
+        raise Unusable("is no small file")
+    if private and found.st_mode & 0o077:
+        raise Unusable(f"has mode {found.st_mode & 0o777:04o}, so others could read the password: chmod 600 it")
+    return content
 
 
 def read_files(cluster: Cluster, base: Path) -> RegistryFiles:

@@ -169,11 +169,20 @@ def _is_good(pem: str, ca: x509.Certificate, node: str, now: dt.datetime) -> boo
 def _desired_objects(session: Session) -> tuple[objects.Object, ...]:
     coredns = session.lock.image("coredns", session.cluster.kubernetes.version)
     own = objects.cluster_objects(session.cluster, coredns_image=coredns)
+    users = _user_objects(session)
+    # what they name is theirs: applied twice, by the same field manager, it would never be as both say
+    theirs = {record.ref_of(obj): obj for obj in users}
     if session.scope is not None:
         # a run about single machines leaves addons and the user's own manifests to `apply`
-        return own
-    addons = (obj for found in _addon_objects(session).values() for obj in found)
-    return (*own, *addons, *objects.user_objects(session.cluster, session.workspace.cluster_file.parent))
+        return tuple(obj for obj in own if record.ref_of(obj) not in theirs)
+    ours = {record.ref_of(obj): obj for obj in (*own, *(obj for found in _addon_objects(session).values() for obj in found))}
+    # in our place, for what is in a Namespace comes after it
+    placed = (theirs.get(ref, obj) for ref, obj in ours.items())
+    return (*placed, *(obj for obj in users if record.ref_of(obj) not in ours))
+
+
+def _user_objects(session: Session) -> tuple[objects.Object, ...]:
+    return objects.user_objects(session.cluster, session.workspace.cluster_file.parent)
 
 
 def _addon_objects(session: Session) -> Mapping[str, tuple[objects.Object, ...]]:
@@ -213,9 +222,11 @@ def _look_at_cluster(
             _name_strangers(session, nodes)
             session = _with_versions(session, api, nodes)
             back = leave.returned(session, nodes)
+            # before the dry runs, which may fail where an object is somebody else's
+            addons = record.look(api, _addon_objects(session), _user_objects(session)) if session.scope is None else ()
             differences = (
                 *objects.difference(api, desired),
-                *(record.look(api, _addon_objects(session)) if session.scope is None else ()),
+                *addons,
                 *objects.deletions(stale),
                 *(
                     Change(name, "settle", "node", name, "uncordon (it was to leave, or was being upgraded, and stays)")
@@ -326,7 +337,7 @@ def apply_objects(session: Session) -> Session:
         for name, token in session.tokens.items():
             api.apply(objects.bootstrap_secret(token, session.cluster.node(name), now))
         if changed:
-            addons = record.begin(api, _addon_objects(session)) if session.scope is None else None
+            addons = record.begin(api, _addon_objects(session), _user_objects(session)) if session.scope is None else None
             objects.apply_all(api, _desired_objects(session))
             if addons is not None:
                 record.finish(api, addons)

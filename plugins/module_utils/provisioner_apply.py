@@ -7,6 +7,7 @@ changes nothing when told to look only (``dry``).
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import shutil
@@ -96,6 +97,16 @@ def remove(paths, dry):
         _run(["systemctl", "daemon-reload"])
         # systemd remembers a unit that has failed also when its file is gone
         subprocess.run(["systemctl", "reset-failed", *units], check=False, capture_output=True)
+    return found
+
+
+def sweep(paths, dry):
+    """Remove files, and the directories that were there for them alone: to containerd, an empty one hides ``_default``."""
+    found = remove(paths, dry)
+    for directory in () if dry else sorted({os.path.dirname(path) for path in found}):
+        # one that holds anything else stays
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
     return found
 
 

@@ -79,6 +79,7 @@ from ansible.module_utils.provisioner_apply import (
     restart_running,
     run_units,
     set_sysctls,
+    sweep,
     wait_healthy,
 )
 from ansible.module_utils.provisioner_before import record_before
@@ -106,7 +107,8 @@ def apply(wanted, params, dry):
     changes += ["placed " + path for path in placed]
     kept = [item["path"] for item in wanted["files"]]
     left = [path for path in ours_in(wanted["swept"]) if path not in kept]
-    changes += ["removed " + path for path in remove([*params["forget"], *wanted["absent"], *left], dry)]
+    changes += ["removed " + path for path in remove([*params["forget"], *wanted["absent"]], dry)]
+    changes += ["removed " + path for path in sweep(left, dry)]
     changes += ["created user " + name for name in create_users(wanted["users"], dry)]
     changes += ["loaded module " + name for name in load_modules(wanted["modules"], dry)]
     changes += ["set " + name for name in set_sysctls(wanted["sysctls"], dry)]

@@ -35,6 +35,10 @@ def ref_of(obj: Mapping[str, object]) -> Ref:
     return (str(obj["apiVersion"]), str(obj["kind"]), str(metadata.get("namespace") or ""), str(metadata["name"]))
 
 
+def _ref(api: str, kind: str, namespace: str, name: str) -> Ref:
+    return (api, kind, namespace, name)
+
+
 def _object(ref: Ref) -> Object:
     api, kind, namespace, name = ref
     return {"apiVersion": api, "kind": kind, "metadata": {"name": name, **({"namespace": namespace} if namespace else {})}}
@@ -42,17 +46,37 @@ def _object(ref: Ref) -> Object:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """What is on record, and what shall be, by component, in the order in which objects are applied."""
+    """What is on record, and what shall be, by component, in the order in which objects are applied.
+
+    Attributes:
+        stored: on record.
+        wanted: objects of the addons that are on.
+        users: what the user's own manifests name: theirs is applied in place of an addon's, and is not taken away.
+    """
 
     stored: Mapping[str, tuple[Ref, ...]] = field(default_factory=dict)
     wanted: Mapping[str, tuple[Ref, ...]] = field(default_factory=dict)
+    users: frozenset[Ref] = frozenset()
 
     @classmethod
-    def of(cls, stored: Object | None, wanted: Mapping[str, Iterable[Object]]) -> Records:
-        """From the record's object, None where there is none yet, and the objects that are wanted."""
+    def of(cls, stored: Object | None, wanted: Mapping[str, Iterable[Object]], users: Iterable[Object] = ()) -> Records:
+        """From the record's object (None where there is none), the objects that are wanted, and those of the user's manifests.
+
+        Raises:
+            BadInput: the record is damaged.
+        """
         data = (stored or {}).get("data") or {}
-        known = {name: tuple((one[0], one[1], one[2], one[3]) for one in json.loads(text)) for name, text in data.items()}
-        return cls(known, {name: tuple(ref_of(obj) for obj in found) for name, found in wanted.items()})
+        try:
+            known = {name: tuple(_ref(*one) for one in json.loads(text)) for name, text in data.items()}
+        except (ValueError, TypeError):
+            raise BadInput(
+                f"the record of addons, {objects.describe(RECORD)}, is damaged: somebody has written something else into it",
+                hint="delete that ConfigMap: the next run writes it anew from cluster.yaml; what is left of addons that are off,"
+                f" with the label {LABEL[0]}={LABEL[1]}, is then yours to delete",
+            ) from None
+        return cls(
+            known, {name: tuple(ref_of(obj) for obj in found) for name, found in wanted.items()}, frozenset(map(ref_of, users))
+        )
 
     @property
     def differ(self) -> bool:
@@ -61,7 +85,7 @@ class Records:
 
     def stale(self) -> tuple[tuple[str, Ref], ...]:
         """What is on record and not wanted any more, with its component; what was applied last comes first."""
-        kept = {ref for refs in self.wanted.values() for ref in refs}
+        kept = {ref for refs in self.wanted.values() for ref in refs} | self.users
         return tuple((name, ref) for name, refs in reversed([*self.stored.items()]) for ref in reversed(refs) if ref not in kept)
 
     def both(self) -> Object:
@@ -78,23 +102,28 @@ def _record(refs: Mapping[str, tuple[Ref, ...]]) -> Object:
     return {**RECORD, "data": {name: json.dumps(found) for name, found in refs.items()}}
 
 
-def look(api: ClusterApi, wanted: Mapping[str, Iterable[Object]]) -> tuple[Change, ...]:
+def look(api: ClusterApi, wanted: Mapping[str, Iterable[Object]], users: Iterable[Object] = ()) -> tuple[Change, ...]:
     """What goes, and whether the record changes. Changes nothing.
 
     Raises:
-        BadInput: storage is taken out of cluster.yaml, and there are volumes of it.
+        BadInput: storage is taken out of cluster.yaml, and there are volumes of it; or an object of somebody else's has the name of
+            one that is wanted.
     """
-    records = Records.of(api.get(RECORD), wanted)
-    if LOCAL_PATH.component in records.stored and LOCAL_PATH.component not in wanted:
-        _refuse_lost_volumes(api)
+    records = Records.of(api.get(RECORD), wanted, users)
+    _refuse(api, records, "nothing was changed")
     changes = [
-        Change(CLUSTER, "objects", "object", objects.describe(live), f"delete ({_why(name, wanted)})")
+        Change(CLUSTER, "objects", "object", objects.describe(live), f"{_deletion(ref)} ({_why(name, wanted)})")
         for name, ref in records.stale()
         if (live := _ours(api, ref)) is not None
     ]
     if records.differ:
-        changes.append(Change(CLUSTER, "objects", "object", objects.describe(RECORD), "change" if records.stored else "create"))
+        action = "delete" if not wanted else "change" if records.stored else "create"
+        changes.append(Change(CLUSTER, "objects", "object", objects.describe(RECORD), action))
     return tuple(changes)
+
+
+def _deletion(ref: Ref) -> str:
+    return "delete with all that is in it" if ref[1] == "Namespace" else "delete"
 
 
 def _why(component: str, wanted: Mapping[str, object]) -> str:
@@ -103,9 +132,14 @@ def _why(component: str, wanted: Mapping[str, object]) -> str:
     return f"addons.{_KEYS[component]} is off" if component in _KEYS else f"{component} is no addon any more"
 
 
-def begin(api: ClusterApi, wanted: Mapping[str, Iterable[Object]]) -> Records:
-    """Put on record what is about to be applied, before it is."""
-    records = Records.of(api.get(RECORD), wanted)
+def begin(api: ClusterApi, wanted: Mapping[str, Iterable[Object]], users: Iterable[Object] = ()) -> Records:
+    """Put on record what is about to be applied, before it is.
+
+    Raises:
+        BadInput: as :func:`look`, which an API that was silent then has not let see it.
+    """
+    records = Records.of(api.get(RECORD), wanted, users)
+    _refuse(api, records, "no addon was changed")
     if records.differ:
         # owned by two runs' words as by one: what a field manager sets and leaves out later, it takes away
         api.apply(records.both())
@@ -146,7 +180,31 @@ def _ours(api: ClusterApi, ref: Ref) -> Object | None:
     return {**live, "apiVersion": ref[0], "kind": ref[1]}
 
 
-def _refuse_lost_volumes(api: ClusterApi) -> None:
+def _refuse(api: ClusterApi, records: Records, so_far: str) -> None:
+    _refuse_others_objects(api, records, so_far)
+    if LOCAL_PATH.component in records.stored and LOCAL_PATH.component not in records.wanted:
+        _refuse_lost_volumes(api, so_far)
+
+
+def _refuse_others_objects(api: ClusterApi, records: Records, so_far: str) -> None:
+    """What is not on record was not made here: it would be overwritten, and deleted with the addon, a namespace with all in it.
+
+    Raises:
+        BadInput: names the objects.
+    """
+    known = {ref for refs in records.stored.values() for ref in refs} | records.users
+    for component, refs in records.wanted.items():
+        others = [_object(ref) for ref in refs if ref not in known and api.get(_object(ref)) and _ours(api, ref) is None]
+        if others:
+            names = ", ".join(objects.describe(obj) for obj in others)
+            raise BadInput(
+                f"addons.{_KEYS[component]} is on, and the cluster has {names} already, which {component} did not bring; {so_far}",
+                hint="remove what is there, or leave the addon off; or hand it over, to be overwritten and to go with the addon:"
+                f" `kubectl label --overwrite KIND NAME {LABEL[0]}={LABEL[1]}`",
+            )
+
+
+def _refuse_lost_volumes(api: ClusterApi, so_far: str) -> None:
     """Without its provisioner, nothing would ever free a volume's directory, and no new one would be made.
 
     Raises:
@@ -160,6 +218,6 @@ def _refuse_lost_volumes(api: ClusterApi) -> None:
     if held:
         raise BadInput(
             f"addons.localPath is off, and {len(held)} of its volumes are there: {', '.join(held[:5])}{', …' if held[5:] else ''};"
-            " nothing was changed",
+            f" {so_far}",
             hint="move the data, delete the claims (which deletes their data), and apply again; or leave the addon on",
         )

@@ -62,14 +62,23 @@ def wanted_for(cluster: Cluster, lock: Lock, *, arch: Arch, roles: Iterable[Role
         files.extend(_ON_NODES)
         if cluster.network.plugin == "flannel":
             files.append(("flannel", ("flanneld",)))
-        files.extend((addon.component, (addon.archive,)) for addon in table.wanted_by(cluster))
+        files.extend(_of_addons(cluster))
     return wants_of(lock, cluster.kubernetes.version, arch, files)
 
 
-def everything(lock: Lock, kubernetes: str, arch: Arch) -> tuple[Want, ...]:
-    """All files that go with a Kubernetes version."""
+def everything(lock: Lock, kubernetes: str, arch: Arch, cluster: Cluster | None = None) -> tuple[Want, ...]:
+    """All files that go with a Kubernetes version; addons' as far as a cluster has them on.
+
+    Raises:
+        BadInput: the lock does not know that version.
+    """
     files = (("etcd", ETCD), ("kubernetes", CONTROL_PLANE), *_ON_NODES, ("flannel", ("flanneld",)), ("age", BACKUP))
+    files = (*files, *(_of_addons(cluster) if cluster else ()))
     return wants_of(lock, kubernetes, arch, files)
+
+
+def _of_addons(cluster: Cluster) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple((addon.component, (addon.archive,)) for addon in table.wanted_by(cluster))
 
 
 def wants_of(lock: Lock, kubernetes: str, arch: Arch, files: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[Want, ...]:

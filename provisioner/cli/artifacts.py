@@ -76,7 +76,7 @@ def _scope(lock: Lock, cluster: Path | None, kubernetes: str | None, arch: Arch)
             return _Scope(everything(lock, kubernetes or lock.kubernetes_versions[0], arch), Artifacts(), HttpProxy())
     read, _ = open_cluster(cluster)
     wants = (
-        everything(lock, kubernetes, arch)
+        everything(lock, kubernetes, arch, read)
         if kubernetes
         else wanted_for(read, lock, arch=arch, roles={role for node in read.nodes for role in node.roles})
     )

@@ -69,7 +69,9 @@ def verify(
     from provisioner.ssh import Connections  # noqa: PLC0415
 
     keys = pki.ensure(opened, workspace.pki, now=dt.datetime.now(dt.UTC))
-    with Connections(opened, workspace) as connections, _progress(len(chosen)) as on_event:
+    # those of addons that are off are no part of the run
+    total = sum(check.wanted(opened) for check in chosen)
+    with Connections(opened, workspace) as connections, _progress(total) as on_event:
         report = run(opened, workspace, connections, keys, level=level, only=names, seconds=timeout, on_event=on_event)
     if junit is not None:
         junit.write_bytes(report.to_junit())

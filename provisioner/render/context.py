@@ -48,7 +48,7 @@ class RegistryFiles:
     """Of the registries by their names: CAs (PEM), and (user name, password)."""
 
     cas: Mapping[str, bytes] = field(default_factory=dict)
-    logins: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    logins: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

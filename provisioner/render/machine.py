@@ -11,7 +11,7 @@ from provisioner.config import FlagValue, Role
 from provisioner.render.context import HostContext
 from provisioner.render.control_plane import flags
 from provisioner.render.templates import role_defaults
-from provisioner.render.trust import sources_of
+from provisioner.render.trust import no_proxy, sources_of
 
 IMAGE_DIR = "/var/lib/provisioner/images"
 STAGING_IN_MEMORY_MIB = 3000
@@ -76,7 +76,7 @@ def containerd(host: HostContext) -> dict[str, object]:
     environment = {
         "HTTP_PROXY": proxy.http,
         "HTTPS_PROXY": proxy.https,
-        "NO_PROXY": ",".join(no_proxy(host)) if proxy.http or proxy.https else "",
+        "NO_PROXY": ",".join(no_proxy(host.cluster)) if proxy.http or proxy.https else "",
     }
     return {
         "containerd_systemd_cgroup": host.traits.cgroup == 2,
@@ -97,14 +97,6 @@ def containerd(host: HostContext) -> dict[str, object]:
         ],
         "containerd_proxy_environment": {name: value for name, value in environment.items() if value},
     }
-
-
-def no_proxy(host: HostContext) -> tuple[str, ...]:
-    """What must never go through an HTTP proxy: the cluster's own addresses, and what the user adds."""
-    cluster = host.cluster
-    own = ("127.0.0.1", "localhost", str(cluster.network.pod_cidr), str(cluster.network.service_cidr))
-    # not the machines' addresses: containerd calls none of them, and each new one would restart it everywhere
-    return (*own, f".{cluster.network.dns_domain}", *cluster.http_proxy.no_proxy)
 
 
 def api_proxy(host: HostContext) -> dict[str, object]:

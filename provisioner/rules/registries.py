@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from provisioner.problems import Path as Where
 from provisioner.problems import Problem, error, quoted, warning
 from provisioner.registries import Unusable, read_ca, read_login
+from provisioner.render import trust
 from provisioner.rules import syntax
 from provisioner.rules.outside import expand
 from provisioner.rules.rule import Context
@@ -15,10 +17,13 @@ _FLAGS = ("image-credential-provider-config", "image-credential-provider-bin-dir
 
 
 def registry_mirrors(context: Context) -> Iterator[Problem]:
-    """A registry is a host, with a port or without, and comes once; its endpoints are URLs."""
+    """A registry is a host, with a port or without, and comes once; its endpoints are URLs. Where it has credentials, they go to
+    its mirrors too, which then need TLS that is verified."""
+    known = {registry.registry: registry for registry in context.cluster.containerd.registries}
     seen: set[str] = set()
     for index, mirror in enumerate(context.cluster.containerd.registry_mirrors):
         path: Where = ("containerd", "registryMirrors", index)
+        has_login = mirror.registry in known and known[mirror.registry].credentials
         if mirror.registry != "_default" and (advice := _name_fault(mirror.registry)):
             yield error((*path, "registry"), f"{quoted(mirror.registry)}: {advice}")
         if mirror.registry in seen:
@@ -27,6 +32,21 @@ def registry_mirrors(context: Context) -> Iterator[Problem]:
         for position, endpoint in enumerate(mirror.endpoints):
             if fault := syntax.url_fault(endpoint):
                 yield error((*path, "endpoints", position), fault)
+                continue
+            if "@" in urlsplit(endpoint).netloc:
+                yield error(
+                    (*path, "endpoints", position),
+                    "has a login in the URL, which containerd does not use, and which is for many eyes here: name a file under"
+                    " `credentials` of containerd.registries instead",
+                )
+                continue
+            source = trust.mirror(endpoint, known)
+            if has_login and (source.skip_verify or source.url.startswith("http://")):
+                yield warning(
+                    (*path, "endpoints", position),
+                    f"is sent the password of {mirror.registry} over the network for anybody to read who is between; give it TLS"
+                    " that is verified, or the registry no `credentials`",
+                )
 
 
 def _name_fault(name: str) -> str:

@@ -2,7 +2,7 @@
 
 - ``model``: what a check is;                 ``checks``: the table of all of them;
 - ``runner``: runs them side by side;         ``probe``: a pod on every node that calls the others;
-- ``nodes``, ``etcd``, ``network``, ``workloads``, ``addons``, ``security``, ``hosts``: the checks, by family.
+- ``nodes``, ``etcd``, ``network``, ``workloads``, ``addons``, ``registries``, ``security``, ``hosts``: the checks, by family.
 
 :func:`run` does all of it. The official client is imported with the first request, testinfra with the first check of hosts.
 """

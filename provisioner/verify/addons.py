@@ -1,24 +1,17 @@
-"""Checks of addons and registries: figures that autoscaling lives by, volumes that keep what is written, images that are pulled."""
+"""Checks of addons: figures that autoscaling lives by, volumes that keep what is written, a web UI without rights of its own."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import datetime as dt
 import http.client
 import secrets
-import ssl
-from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
-from provisioner import registries
 from provisioner.cluster_api import Object
-from provisioner.config import Cluster, Node, Registry
+from provisioner.config import Cluster
 from provisioner.errors import ProvisionerError
-from provisioner.render.context import RegistryFiles
-from provisioner.render.trust import Source, ca_path, sources_of
-from provisioner.verify.model import CheckFailed, Context, each, listed, patiently, plural
+from provisioner.verify.model import CheckFailed, Context, patiently, plural
 from provisioner.verify.probe import describe, is_ready, shorten
 from provisioner.wait import NotYet
 
@@ -43,11 +36,6 @@ def has_storage(cluster: Cluster) -> bool:
 def has_web(cluster: Cluster) -> bool:
     """Whether the web UI is on."""
     return cluster.addons.headlamp
-
-
-def has_registries(cluster: Cluster) -> bool:
-    """Whether cluster.yaml tells something of a registry."""
-    return bool(cluster.containerd.registries or cluster.containerd.registry_mirrors)
 
 
 # --- metrics -------------------------------------------------------------------------------------------------------
@@ -241,106 +229,3 @@ def web(context: Context) -> str:
             "the identity of headlamp's pod may read every Secret of the cluster: somebody has given it more than nothing"
         )
     return f"{evidence}; its own identity may not read Secrets"
-
-
-# --- registries ----------------------------------------------------------------------------------------------------
-
-
-def registries_answer(context: Context) -> str:
-    """Every node reaches each registry, by a mirror or itself, with CA and credentials of cluster.yaml; `verifyImage` is pulled."""
-    files = registries.read_files(context.cluster, context.workspace.cluster_file.parent)
-    ways = sources_of(context.cluster)
-    nodes = context.cluster.kubernetes_nodes
-    each([(node, name) for name in ways for node in nodes], lambda pair: _ask(context, *pair, files))
-    wanted = [registry for registry in context.cluster.containerd.registries if registry.verify_image]
-    if wanted:
-        context.probe.make_namespace()
-        each([(node, registry) for registry in wanted for node in nodes], lambda pair: _pull(context, *pair))
-    pulled = f"pulled on every node: {listed(registry.verify_image or '' for registry in wanted)}" if wanted else "none pulled"
-    return f"{listed(ways)} asked from every node; {pulled}"
-
-
-def _ask(context: Context, node: Node, name: str, files: RegistryFiles) -> None:
-    """The registry's greeting, by the first of its ways that gives it, asked over the node's own network.
-
-    https://github.com/opencontainers/distribution-spec/blob/main/spec.md#determining-support
-    """
-    itself, mirrors = sources_of(context.cluster)[name]
-    failures = []
-    for source in (*mirrors, *((itself,) if itself.url else ())):
-        try:
-            status, challenge = _greeting(context, node, source, files, files.logins.get(name))
-        except CheckFailed as failure:
-            failures.append(f"{source.url}: {failure}")
-            continue
-        # one that gives out tokens is asked for one by containerd: the greeting alone says nothing of the credentials
-        if status == http.client.OK or (status == http.client.UNAUTHORIZED and challenge.lower().startswith("bearer")):
-            return
-        if status == http.client.UNAUTHORIZED:
-            given = "refuses its credentials" if name in files.logins else "wants credentials, and cluster.yaml has none for it"
-            failures.append(f"{source.url} {given}")
-        else:
-            failures.append(f"{source.url} is no registry: it answers {status}")
-    raise CheckFailed(*(f"{node.name}: {name}: {failure}" for failure in failures))
-
-
-def _greeting(context: Context, node: Node, source: Source, files: RegistryFiles, login: tuple[str, str] | None) -> tuple[int, str]:
-    """Status of the answer, and what it asks to be shown.
-
-    Raises:
-        CheckFailed: there is none.
-    """
-    url = urlsplit(source.url)
-    host, port = str(url.hostname), url.port or (443 if url.scheme == "https" else 80)
-    headers = {"Host": url.netloc}
-    if login:
-        headers["Authorization"] = f"Basic {base64.b64encode(':'.join(login).encode()).decode()}"
-    cas = {ca_path(name): ca for name, ca in files.cas.items()}
-    with context.connections.forward(node, port, host=host) as forward:
-        connection = http.client.HTTPConnection("127.0.0.1", forward.port, timeout=context.seconds / 4)
-        try:
-            connection.connect()
-            if url.scheme == "https":
-                tls = _tls(cas.get(source.ca), skip=source.skip_verify)
-                connection.sock = tls.wrap_socket(connection.sock, server_hostname=host)
-            connection.request("GET", f"{url.path.rstrip('/').removesuffix('/v2')}/v2/", headers=headers)
-            answer = connection.getresponse()
-            answer.read()
-            return answer.status, answer.getheader("WWW-Authenticate") or ""
-        except (OSError, http.client.HTTPException) as error:
-            raise CheckFailed(f"no answer: {shorten(forward.error or f'{type(error).__name__}: {error}')}") from None
-        finally:
-            connection.close()
-
-
-def _tls(ca: bytes | None, *, skip: bool) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    if skip:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    elif ca is not None:
-        context.load_verify_locations(cadata=ca.decode())
-    return context
-
-
-def _pull(context: Context, node: Node, registry: Registry) -> None:
-    """A pod of the image on one node. What it does when it runs is its own matter: it was pulled."""
-    terms = [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node.name]}]}]
-    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
-    spec: Mapping[str, Any] = context.probe.pod_spec(affinity=affinity, restartPolicy="Never")
-    container = {**spec["containers"][0], "image": registry.verify_image, "imagePullPolicy": "Always"}
-    del container["args"]
-    name = f"pull-{context.cluster.containerd.registries.index(registry)}-{node.name}"[:63].rstrip("-")
-    pod = context.probe.object("v1", "Pod", name, spec={**spec, "containers": [container]})
-    context.api.apply(pod)
-
-    def look() -> str:
-        live = context.api.get(pod) or {}
-        status = ((live.get("status") or {}).get("containerStatuses") or [{}])[0]
-        if not status.get("imageID"):
-            raise NotYet(f"{node.name}: {registry.verify_image} is not pulled: {describe(live) if live else 'its pod is gone'}")
-        return str(status["imageID"])
-
-    patiently(look, context.seconds * 0.7)
-    with contextlib.suppress(ProvisionerError):
-        context.api.delete(pod, grace=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from provisioner.verify import addons, etcd, hosts, network, nodes, security, workloads
+from provisioner.verify import addons, etcd, hosts, network, nodes, registries, security, workloads
 from provisioner.verify.model import Check, Level
 
 SMOKE, FULL = Level.SMOKE, Level.FULL
@@ -36,8 +36,8 @@ CHECKS: tuple[Check, ...] = (
           wanted=addons.has_metrics),
     Check("storage", "a claim is bound, and keeps what is written", SMOKE, addons.storage, seconds=90, wanted=addons.has_storage),
     Check("web-ui", "the web UI answers, with no rights of its own", SMOKE, addons.web, seconds=90, wanted=addons.has_web),
-    Check("registries", "every node gets images from the registries of cluster.yaml", SMOKE, addons.registries_answer, seconds=60,
-          wanted=addons.has_registries),
+    Check("registries", "every node gets images from the registries of cluster.yaml", SMOKE, registries.answer, seconds=60,
+          wanted=registries.has_registries),
     Check("pod-comes-back", "a deleted pod comes back", FULL, workloads.pod_comes_back, seconds=60),
     Check("container-restarts", "a killed container restarts", FULL, workloads.container_restarts, seconds=60),
     Check("scheduling", "a pod lands where alone it fits", FULL, workloads.scheduling, seconds=60),

@@ -305,7 +305,7 @@ def test_what_is_no_longer_wanted_goes(machine: Target) -> None:
 def test_what_is_ours_under_a_pattern_goes_and_the_users_stays(machine: Target) -> None:
     kept = text_file("/etc/pv/certs.d/new.example/hosts.toml", "# Placed by provisioner; wanted still\n")
     state = state_of(files=(kept,), swept=((ROLE, "/etc/pv/certs.d/*/hosts.toml"), (ROLE, "/etc/pv/certs.d/*/provisioner-ca.crt")))
-    _, seen, checked, still, done, left, again = machine.run(
+    _, seen, checked, still, done, left, directories, again = machine.run(
         shell(
             "cd /etc/pv && mkdir -p certs.d/{old,users,new}.example && cd certs.d"
             " && echo '# Placed by provisioner: a registry' >old.example/hosts.toml && echo pem >old.example/provisioner-ca.crt"
@@ -317,6 +317,7 @@ def test_what_is_ours_under_a_pattern_goes_and_the_users_stays(machine: Target) 
         shell("cd /etc/pv/certs.d && ls -d */hosts.toml */*.crt"),
         apply(state),
         shell("cd /etc/pv/certs.d && ls -d */hosts.toml */*.crt"),
+        shell("ls /etc/pv/certs.d"),
         apply(state),
     )
     ours = ["/etc/pv/certs.d/old.example/hosts.toml", "/etc/pv/certs.d/old.example/provisioner-ca.crt"]
@@ -325,6 +326,8 @@ def test_what_is_ours_under_a_pattern_goes_and_the_users_stays(machine: Target) 
     users = ["link.example/hosts.toml", "tree.example/hosts.toml", "users.example/ca.crt", "users.example/hosts.toml"]
     assert sorted(still.text.split()) == sorted([*users, "old.example/hosts.toml", "old.example/provisioner-ca.crt"])
     assert sorted(left.text.split()) == sorted([*users, "new.example/hosts.toml"])
+    # containerd would look into an empty one, and not into _default
+    assert directories.text.split() == ["link.example", "new.example", "tree.example", "users.example"]
     assert again.changes == []
 
 

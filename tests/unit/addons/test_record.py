@@ -75,9 +75,10 @@ def test_the_record_is_there_before_the_first_object_and_the_same_is_no_change()
 def test_what_is_off_goes_the_last_applied_first_and_the_record_with_it() -> None:
     api: Any = Api(SPACE, MAP, recorded(metrics_server=(SPACE, MAP)))
     changes = record.look(api, {})
-    assert [(change.what, change.action) for change in changes[:2]] == [
+    assert [(change.what, change.action) for change in changes] == [
         ("ConfigMap s/m", "delete (addons.metricsServer is off)"),
-        ("Namespace s", "delete (addons.metricsServer is off)"),
+        ("Namespace s", "delete with all that is in it (addons.metricsServer is off)"),
+        ("ConfigMap kube-system/provisioner-addons", "delete"),
     ]
     record.finish(api, record.begin(api, {}))
     assert api.asked == ["apply provisioner-addons", "delete m", "delete s", "delete provisioner-addons"]
@@ -87,7 +88,7 @@ def test_what_is_off_goes_the_last_applied_first_and_the_record_with_it() -> Non
 def test_a_run_that_was_cut_short_before_it_deleted_goes_on() -> None:
     api: Any = Api(SPACE, MAP, recorded(metrics_server=(SPACE, MAP)))
     record.begin(api, {})
-    assert [change.action for change in record.look(api, {})][:2] == ["delete (addons.metricsServer is off)"] * 2
+    assert [change.what for change in record.look(api, {})][:2] == ["ConfigMap s/m", "Namespace s"]
 
 
 def test_an_object_that_a_newer_version_has_not_goes_alone() -> None:
@@ -105,6 +106,46 @@ def test_what_somebody_else_has_put_in_its_place_stays() -> None:
     assert [one for one in api.asked if one.startswith("delete")] == ["delete provisioner-addons"]
 
 
+@pytest.mark.parametrize("text", ["{", '[["v1", "ConfigMap", "m"]]', "1", "[null]"])
+def test_a_damaged_record_is_named(text: str) -> None:
+    api: Any = Api({**RECORD, "data": {"metrics-server": text}})
+    with pytest.raises(BadInput, match="ConfigMap kube-system/provisioner-addons, is damaged") as refused:
+        record.look(api, {})
+    assert "delete that ConfigMap" in refused.value.hint
+
+
+def test_what_others_have_made_is_not_seized() -> None:
+    api: Any = Api(SPACE, EXTRA, ours=False)
+    wanted = {"metrics-server": (SPACE, MAP)}
+    for ask, so_far in ((record.look, "nothing was changed"), (record.begin, "no addon was changed")):
+        with pytest.raises(
+            BadInput, match=f"addons.metricsServer is on, and the cluster has Namespace s already.*{so_far}"
+        ) as refused:
+            ask(api, wanted)
+        assert "kubectl label --overwrite KIND NAME app.kubernetes.io/managed-by=provisioner" in refused.value.hint
+    assert api.asked == []
+    # handed over by its label, or left by a run that was cut short, and so on record
+    assert record.look(Api(SPACE), wanted)  # type: ignore[arg-type]
+    assert record.look(Api(SPACE, recorded(metrics_server=(SPACE, MAP)), ours=False), wanted) == ()  # type: ignore[arg-type]
+
+
+def test_what_the_users_manifests_name_is_theirs() -> None:
+    wanted = {"metrics-server": (SPACE, MAP)}
+    # theirs from the start, without our label
+    api: Any = Api(MAP, ours=False)
+    assert [change.what for change in record.look(api, wanted, [MAP])] == ["ConfigMap kube-system/provisioner-addons"]
+    records = record.begin(api, wanted, [MAP])
+    # on record all the same: what they take out of their manifests is the addon's again
+    assert record.ref_of(MAP) in Records.of(api.get(RECORD), wanted).stored["metrics-server"]
+    record.finish(api, records)
+    assert record.look(api, wanted) == ()
+    # nor does it go with the addon, labelled or not
+    api = Api(SPACE, MAP, recorded(metrics_server=(SPACE, MAP)))
+    assert "ConfigMap s/m" not in [change.what for change in record.look(api, {}, [MAP])]
+    record.finish(api, record.begin(api, {}, [MAP]))
+    assert [one for one in api.asked if one.startswith("delete")] == ["delete s", "delete provisioner-addons"]
+
+
 @pytest.mark.parametrize("provisioner", ["rancher.io/local-path", "example.com/other"])
 def test_storage_with_volumes_is_not_taken_away(provisioner: str) -> None:
     metadata = {"name": "pv-1", "annotations": {"pv.kubernetes.io/provisioned-by": provisioner}}
@@ -113,7 +154,9 @@ def test_storage_with_volumes_is_not_taken_away(provisioner: str) -> None:
     if provisioner == "example.com/other":
         assert record.look(api, {})
         return
-    with pytest.raises(BadInput, match=r"1 of its volumes are there: pv-1 \(shop/orders\)"):
-        record.look(api, {})
+    for ask, so_far in ((record.look, "nothing was changed"), (record.begin, "no addon was changed")):
+        # the second where the API was silent at the look
+        with pytest.raises(BadInput, match=rf"1 of its volumes are there: pv-1 \(shop/orders\); {so_far}"):
+            ask(api, {})
     assert record.look(api, {"local-path-provisioner": (SPACE,)}) == ()
     assert api.asked == []

@@ -95,6 +95,10 @@ def test_the_program_reads_its_file_and_answers_on_standard_output(tmp_path: Pat
         ("username: robot\npassword: 12345678\n", 0o600, "quotes"),
         (f"username: ''\npassword: '{SECRET}'\n", 0o600, "no text"),
         (f"{{: {SECRET} [", 0o600, "two lines"),
+        # what YAML makes of these is no error of its own
+        (f"username: 2024-99-99\npassword: '{SECRET}'\n", 0o600, "two lines"),
+        ("[" * 5000, 0o600, "two lines"),
+        (f'username: robot\npassword: "{SECRET}\\ud800"\n', 0o600, "surrogate"),
     ],
 )
 def test_a_file_that_is_refused_is_not_repeated(tmp_path: Path, content: str, mode: int, says: str) -> None:
@@ -107,11 +111,27 @@ def test_a_file_that_is_refused_is_not_repeated(tmp_path: Path, content: str, mo
     assert SECRET not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["nowhere", "a\0b"])
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
+    for read in (registries.read_login, registries.read_ca):
+        with pytest.raises(Unusable, match="cannot be read"):
+            read(tmp_path / name)
+
+
 def test_a_good_file(tmp_path: Path) -> None:
     path = tmp_path / "login"
     path.write_text(json.dumps({"username": "robot", "password": SECRET}))
     path.chmod(0o600)
     assert registries.read_login(path) == ("robot", SECRET)
+
+
+def test_of_a_ca_file_the_certificates_are_taken_alone(tmp_path: Path) -> None:
+    pem = (Path(__file__).parents[1] / "config" / "ca.crt").read_bytes()
+    path = tmp_path / "ca.crt"
+    path.write_bytes("# Prüfstelle\n".encode("latin-1") + pem + "# außerdem\n".encode() + pem)
+    found = registries.read_ca(path)
+    assert found.isascii()
+    assert found == pem * 2
 
 
 def test_a_support_bundle_is_searched_for_the_passwords(tmp_path: Path) -> None:

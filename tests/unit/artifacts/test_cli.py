@@ -48,6 +48,17 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_of_another_version_the_clusters_addons_are_shown_too(workplace: Path) -> None:
+    def shown() -> set[str]:
+        result = run("list", "--lock", "versions.yml", "--kubernetes", "1.35.4", "--json")
+        assert result.exit_code == 0, result.exception
+        return {row["name"] for row in json.loads(result.stdout)}
+
+    assert "images/metrics-server.tar" not in shown()
+    (workplace / "cluster.yaml").write_text(f"{CLUSTER}addons: {{metricsServer: true, localPath: true}}\n")
+    assert {"images/metrics-server.tar", "images/local-path-provisioner.tar", "etcd"} < shown()
+
+
 @pytest.mark.parametrize("command", ["fetch", "list"])
 def test_the_clusters_files_are_shown(workplace: Path, command: str) -> None:
     result = run(command, "--lock", "versions.yml", "--json")

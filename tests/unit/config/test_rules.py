@@ -157,6 +157,15 @@ def test_no_message_repeats_a_proxys_password(base: Path) -> None:
         assert "hunter2" not in repr(problems), url
 
 
+def test_no_message_repeats_a_mirrors_password(base: Path) -> None:
+    for rest in ("http://{}@m.example", "https://{}@m.example", "http://{}@host:99999", "{}@m.example"):
+        mirror = {"registry": "r.example", "endpoints": [rest.format("me:hunter2")]}
+        known = {"registry": "r.example", "credentials": "login"}
+        loaded = check({"containerd": {"registryMirrors": [mirror], "registries": [known]}}, base)
+        assert loaded.cluster is None
+        assert "hunter2" not in repr(loaded.problems), rest
+
+
 def test_rules_do_not_speak_about_stand_ins_for_what_did_not_validate(base: Path) -> None:
     # the address is misspelt, so its node has none; the second node still repeats the first one's
     loaded = check(

@@ -1,9 +1,10 @@
-"""A role's gate: a slow machine is not kept busy by being looked at."""
+"""What modules do on a machine, where it needs none: a gate does not keep a slow one busy; what is swept leaves no directory."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -55,3 +56,15 @@ def test_most_of_the_time_is_left_to_the_unit(gate: ModuleType, monkeypatch: pyt
     now[0] = -1000.0
     with pytest.raises(gate.NotAppliedError, match="not healthy within 5 s"):
         gate.wait_healthy({"unit": "a.service", "seconds": 5, "url": None, "path": None}, "")
+
+
+def test_what_is_swept_leaves_no_empty_directory(gate: ModuleType, tmp_path: Path) -> None:
+    paths = [tmp_path / name / file for name in ("old", "users") for file in ("hosts.toml", "ca.crt")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    swept = [str(path) for path in paths[:3]]
+    assert gate.sweep(swept, True) == swept
+    assert all(path.exists() for path in paths)
+    assert gate.sweep(swept, False) == swept
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "users", tmp_path / "users" / "ca.crt"]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from provisioner import inventory, objects, runner
+from provisioner import inventory, objects, pki, runner, steps
 from provisioner.config import Cluster
 from provisioner.desired import HostState
 from provisioner.errors import BadInput
@@ -114,6 +114,31 @@ def test_a_bootstrap_token_is_one_nodes_and_ends(cluster: Cluster) -> None:
     assert data["usage-bootstrap-authentication"] == "true"
     assert "usage-bootstrap-signing" not in data
     assert data["auth-extra-groups"].startswith("system:bootstrappers:")
+
+
+def test_a_manifest_for_an_object_of_ours_takes_its_place(session: Session, make_cluster: MakeCluster) -> None:
+    theirs = [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "coredns", "namespace": "kube-system"}, "data": {"a": "b"}},
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "local-path-storage", "labels": {"theirs": "yes"}}},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "else", "namespace": "default"}},
+    ]
+    (session.workspace.cluster_file.parent / "theirs.yaml").write_text(yaml.safe_dump_all(theirs))
+    addons = {"localPath": True}
+    session = replace(
+        session,
+        cluster=make_cluster(addons=addons, manifests=["theirs.yaml"]),
+        pki=pki.ensure(session.cluster, session.workspace.pki, now=dt.datetime.now(dt.UTC)),
+    )
+    desired = steps._desired_objects(session)
+    names = [objects.describe(obj) for obj in desired]
+    assert len(names) == len(set(names)), "each is applied once"
+    assert [obj for obj in desired if obj in theirs] == theirs
+    # what is in their Namespace comes after it
+    assert names.index("Namespace local-path-storage") < names.index("ServiceAccount local-path-storage/local-path-provisioner")
+    # a run about one machine puts nothing of ours in their place
+    alone = [objects.describe(obj) for obj in steps._desired_objects(replace(session, scope=frozenset({"worker-1"})))]
+    assert "ConfigMap kube-system/coredns" not in alone
+    assert "Deployment kube-system/coredns" in alone
 
 
 # -- the user's ----------------------------------------------------------------------------------------------------------------

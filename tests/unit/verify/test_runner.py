@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import datetime as dt
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from provisioner import pki, verify
+from provisioner.cli.common import open_cluster
+from provisioner.cli.verify import verify as command
 from provisioner.errors import BadInput, ProvisionerError
-from provisioner.report import Outcome, Pairs, Report
+from provisioner.report import CheckResult, Outcome, Pairs, Report
 from provisioner.verify import CHECKS, runner
 from provisioner.verify.model import Check, CheckFailed, Context, Evidence, Level, each, patiently, settling
 from provisioner.verify.runner import Event, run_checks, select
@@ -206,3 +212,25 @@ def test_pairs_travel_with_what_was_seen(context: Context) -> None:
         (False, "a -> b: no", pairs),
         (True, "all", Pairs(("a",))),
     ]
+
+
+def test_progress_counts_the_checks_of_this_cluster_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("name: c\nnodes: [{name: a, address: 192.0.2.1, roles: [control-plane, etcd, worker]}]\n")
+    opened, workspace = open_cluster(path)
+    workspace.create()
+    pki.ensure(opened, workspace.pki, now=dt.datetime.now(dt.UTC))
+
+    def run(*_: object, on_event: Callable[[Event], None], **__: object) -> Report:
+        # without the machines, of which this cluster has none
+        result = CheckResult("units", "", "smoke", Outcome.PASSED, 1.0)
+        on_event(Event(CHECKS[0], result))
+        return Report("c", "1.36.3", "smoke", dt.datetime.now(dt.UTC), 1.0, (result,))
+
+    monkeypatch.setattr(verify, "run", run)
+    command(path)
+    wanted = [check for check in select(CHECKS, Level.SMOKE) if check.wanted(opened)]
+    assert len(wanted) < len(select(CHECKS, Level.SMOKE)), "its addons are off"
+    assert f"verify 1/{len(wanted)} " in capsys.readouterr().err

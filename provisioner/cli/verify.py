@@ -62,7 +62,7 @@ def verify(
             f"{workspace.root}: this workspace has no certificates: no cluster was built from here",
             hint="run `provisioner apply` first, or name the right workspace with --cluster",
         )
-    require_place(junit, "--junit")
+    require_place(junit, "--junit", in_place=True)
     require_place(html, "--html")
 
     from provisioner import pki  # noqa: PLC0415
@@ -71,11 +71,12 @@ def verify(
     keys = pki.ensure(opened, workspace.pki, now=dt.datetime.now(dt.UTC))
     with Connections(opened, workspace) as connections, _progress(len(chosen)) as on_event:
         report = run(opened, workspace, connections, keys, level=level, only=names, seconds=timeout, on_event=on_event)
-    if junit is not None:
-        junit.write_bytes(report.to_junit())
+    # on record first: the user's own files may fail
     if not names:
         report.save(workspace.proof)
     workspace.record("verify", level=report.level, passed=report.passed, seconds=round(report.seconds, 2))
+    if junit is not None:
+        junit.write_bytes(report.to_junit())
     if html is not None:
         write(gather(opened, workspace, verified=report), html)
     if json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 import signal
@@ -54,16 +55,16 @@ def attempt(app: typer.Typer, stop: Stop | None = None) -> int:
         code = app(standalone_mode=False, terminal_width=help_width())
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:
-        return 128 + signal.SIGPIPE
     except SystemExit as error:  # typer's own way out, also of a broken pipe
-        return 128 + signal.SIGPIPE if isinstance(error.__context__, BrokenPipeError) else int(error.code or 0)
+        return _unread(stop) if _reader_gone(error.__context__) else int(error.code or 0)
     except typer.TyperException as error:
         _show_usage(error)
         return ExitCode.BAD_INPUT
     except (ProvisionerError, typer.Abort, KeyboardInterrupt) as error:
         told = error if isinstance(error, ProvisionerError) else Interrupted("interrupted", hint=AGAIN)
     except Exception as error:
+        if _reader_gone(error):
+            return _unread(stop)
         told = explain(error)
     else:
         if code != ExitCode.INTERRUPTED:
@@ -78,6 +79,22 @@ def attempt(app: typer.Typer, stop: Stop | None = None) -> int:
         return 128 + stop.number
     show_error(told)
     return told.exit_code
+
+
+def _reader_gone(error: BaseException | None) -> bool:
+    """Whether an error says that nobody reads standard output any more: a pipe without a reader, a terminal that was closed."""
+    if not isinstance(error, OSError) or error.errno != errno.EIO or sys.stdout is None:
+        return isinstance(error, BrokenPipeError)
+    try:
+        os.write(sys.stdout.fileno(), b"")
+    except (OSError, ValueError) as still:
+        return getattr(still, "errno", None) == errno.EIO
+    return False  # of a disk that fails
+
+
+def _unread(stop: Stop | None) -> int:
+    """The exit code where nobody reads any more; a terminal that is closed says so by SIGHUP, too."""
+    return 128 + (stop.number if stop and stop.number else signal.SIGPIPE)
 
 
 def show_error(error: ProvisionerError) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import errno
 import importlib
+import json
 import os
 import pkgutil
+import pty
 import re
 import signal
 import stat
@@ -203,6 +205,69 @@ def test_nohup_stays_in_force(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1  # of the broken cluster, not of the signal
     assert b"SIGHUP" not in err
+
+
+# A run with a live display and a journal.
+RUN = """
+import os, sys, time
+from pathlib import Path
+from provisioner import cli
+from provisioner.cli import cluster, run
+from provisioner.load import load
+from provisioner.workspace import Workspace
+def slow(_):
+    path = Path("cluster.yaml")
+    with run.open_session(load(path), Workspace.of(path, "test"), "apply") as session:
+        session.display.plan([("etcd", "Run etcd")])
+        session.display.start("etcd")
+        os.write(1, b"ready\\n")
+        WORK
+cluster.open_cluster = slow
+sys.argv = ["provisioner", "plan"]
+cli.main()
+"""
+CLUSTER = (
+    "name: test\nnodes:\n  - {name: cp-1, address: 127.0.0.1, clusterAddress: 10.77.0.11, roles: [control-plane, etcd, worker]}\n"
+)
+
+
+def ends(workspace: Path) -> list[tuple[str, str]]:
+    """The events of a journal, with their errors."""
+    records = [json.loads(line) for line in (workspace / "journal.jsonl").read_text().splitlines()]
+    return [(record["event"], record.get("error", "")) for record in records]
+
+
+def test_a_terminal_that_is_closed_ends_a_run_as_sighup_does(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*HEARING, sys.executable, "-c", RUN.replace("WORK", "time.sleep(30)")],
+        cwd=tmp_path,
+        env={**os.environ, "TERM": "xterm", "NO_COLOR": "", "TMPDIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    os.close(ours)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGHUP
+    assert ends(tmp_path / "workspace" / "test") == [("run", ""), ("failed", "stopped by Ctrl-C")]
+    assert list(tmp_path.glob("*.traceback")) == []
+
+
+@pytest.mark.parametrize(
+    ("work", "end"), [("1 / 0", ("failed", "ZeroDivisionError: division by zero")), ("raise cli.typer.Exit(2)", ("done", ""))]
+)
+def test_every_end_of_a_run_is_on_record(tmp_path: Path, work: str, end: tuple[str, str]) -> None:
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    script = [sys.executable, "-c", RUN.replace("WORK", work)]
+    subprocess.run(script, cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, check=False, timeout=60)
+    assert ends(tmp_path / "workspace" / "test") == [("run", ""), end]
 
 
 def shell(line: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -156,6 +156,24 @@ def test_on_a_terminal_one_screen_is_drawn_anew(directory: Path) -> None:
     assert b"\x1b[1;31m" in text
 
 
+@pytest.mark.parametrize(
+    ("more", "number", "code"),
+    [([], signal.SIGHUP, -signal.SIGHUP), ([], 0, -signal.SIGPIPE), (["--json"], 0, -signal.SIGPIPE)],
+)
+def test_a_terminal_that_is_closed_is_no_bug(directory: Path, more: list[str], number: int, code: int) -> None:
+    master, slave = pty.openpty()
+    with watching(directory, *more, stdout=slave, NO_COLOR="", TMPDIR=str(directory)) as process:
+        os.close(slave)
+        read_until(master, b'"healthy"' if more else b"look 1")
+        os.close(master)
+        if number:
+            process.send_signal(number)
+        assert process.wait(SECONDS) == code
+        assert process.stderr is not None
+        assert b"internal error" not in process.stderr.read()
+    assert list(directory.glob("*.traceback")) == []
+
+
 @pytest.mark.parametrize("environ", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_a_terminal_without_escape_sequences_gets_each_look_below_the_last(directory: Path, environ: dict[str, str]) -> None:
     master, slave = pty.openpty()

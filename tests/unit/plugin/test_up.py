@@ -29,6 +29,8 @@ def _labs_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "",
         "a: [",
         "clusters: 3\n",
+        "clusters: []\n",
+        "clusters:\n- {name: lab-2, cluster: {}}\n- {name: lab-2-cp-2, cluster: {}}\n",
     ],
 )
 def test_what_is_somebody_elses_is_not_overwritten(tmp_path: Path, content: str) -> None:

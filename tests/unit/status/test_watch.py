@@ -77,6 +77,26 @@ def test_every_change_is_told() -> None:
     ]
 
 
+def test_what_nobody_tells_of_is_not_gone() -> None:
+    silent = replace(
+        WHOLE,
+        machines=(replace(WHOLE.machines[0], reachable=False),),
+        leases=(),
+        nodes=(),
+        proxies=(),
+        api_error="no control plane can be reached",
+    )
+    told = [str(turn) for turn in changes(WHOLE, silent)]
+    assert told == [
+        "machine cp-1: answers -> UNREACHABLE",
+        "leader kube-scheduler: cp-1 -> not known",
+        "node cp-1: Ready v1.36.3 -> not known",
+        "proxy cp-1: 1 of 1 API servers up -> not known",
+    ]
+    assert [str(turn) for turn in changes(silent, WHOLE)][2] == "node cp-1: not known -> Ready v1.36.3"
+    assert [str(turn) for turn in changes(WHOLE, replace(WHOLE, nodes=()))] == ["node cp-1: Ready v1.36.3 -> not there"]
+
+
 def test_the_screen_marks_what_has_turned() -> None:
     watch = Watch(parts)
     watch.take(WHOLE)

@@ -19,6 +19,12 @@ def _labs_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PROVISIONER_LAB_DIR", str(tmp_path / "labs"))
     monkeypatch.chdir(tmp_path)
 
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("machines would be made")
+
+    # a test that fails is not to build a cluster
+    monkeypatch.setattr("provisioner.lab.up", refuse)
+
 
 @pytest.mark.parametrize(
     "content",

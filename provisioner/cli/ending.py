@@ -39,6 +39,7 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
     Exit codes are those of ``ExitCode``. A process that SIGTERM or SIGHUP has asked to end cleans up as after Ctrl-C and then ends
     by that signal; one whose reader has gone (`| head`) ends by SIGPIPE, as other programs do, and so never claims success.
     """
+    _open_closed()
     for stream in (sys.stdout, sys.stderr):
         harden(stream)
     _hoist_debug(sys.argv)
@@ -123,7 +124,8 @@ def _show_usage(error: typer.TyperException) -> None:
 def explain(error: Exception) -> ProvisionerError:
     """What no command has foreseen: a file that the system refuses is the user's to mend, everything else is a bug."""
     if isinstance(error, OSError) and error.strerror:
-        where = error.filename if error.filename is not None else "standard output" if error.errno == 28 else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        where = error.filename if error.filename is not None else "standard output" if full else ""
         if where:
             told = ProvisionerError(
                 f"{where}: {error.strerror}", hint="look at that file's permissions, and at the room on its disk"
@@ -192,6 +194,13 @@ def _die_by(number: int) -> NoReturn:
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     os._exit(128 + number)  # not reached, unless the signal is blocked
+
+
+def _open_closed() -> None:
+    """A standard stream that was closed by whoever started us (`>&-`) is empty and takes everything; no file of ours gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - as long as the process
 
 
 def _hoist_debug(words: list[str]) -> None:

@@ -18,6 +18,7 @@ from provisioner.cli.report import gather, require_place, write
 from provisioner.errors import BadInput, ExitCode
 from provisioner.report import MARKS
 from provisioner.terminal import is_live, is_tty
+from provisioner.workspace import named
 
 if TYPE_CHECKING:
     from provisioner.verify import Event
@@ -76,7 +77,8 @@ def verify(
         report.save(workspace.proof)
     workspace.record("verify", level=report.level, passed=report.passed, seconds=round(report.seconds, 2))
     if junit is not None:
-        junit.write_bytes(report.to_junit())
+        with named(junit):
+            junit.write_bytes(report.to_junit())
     if html is not None:
         write(gather(opened, workspace, verified=report), html)
     if json:

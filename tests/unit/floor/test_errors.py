@@ -108,6 +108,11 @@ def test_no_room_for_the_traceback_is_no_second_error(tmp_path: Path, monkeypatc
     assert "--debug" in explain(ValueError("x")).hint
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_behind_standard_output(number: int) -> None:
+    assert explain(OSError(number, os.strerror(number))).message == f"standard output: {os.strerror(number)}"
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
 def test_a_file_that_the_system_refuses_is_no_bug(number: int) -> None:
     told = explain(OSError(number, os.strerror(number), "/some/file"))
@@ -287,6 +292,9 @@ def test_a_reader_that_goes_away_is_no_error_and_no_success(tmp_path: Path) -> N
         ("$P schema >/dev/full", 1, "No space left"),
         ("$P validate >&-", 3, "remedy"),
         ("$P validate 2>&-", 3, ""),
+        ("$P schema >&-", 0, ""),
+        ("$P schema <&- >&- 2>&-", 0, ""),
+        ('printf %s "$CLUSTER" >cluster.yaml; $P graph >&-', 0, ""),
         ("$P validate <&-", 3, "remedy"),
         ("env -u HOME $P validate", 3, "remedy"),
         ("mkdir gone; cd gone; rmdir ../gone; $P validate", 3, "remedy"),
@@ -294,7 +302,7 @@ def test_a_reader_that_goes_away_is_no_error_and_no_success(tmp_path: Path) -> N
     ],
 )
 def test_odd_surroundings(tmp_path: Path, line: str, code: int, said: str) -> None:
-    done = shell(line, tmp_path)
+    done = shell(line, tmp_path, CLUSTER=CLUSTER)
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr

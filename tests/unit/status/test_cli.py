@@ -80,6 +80,6 @@ def test_care_is_refused_where_a_member_cannot_be_reached(directory: Path, comma
 def test_what_verify_found_is_on_record_before_the_users_own_file_fails(directory: Path) -> None:
     built(directory)
     done = run(directory, "verify", "--only", "units", "--junit", "/dev/full")
-    assert (done.returncode, "No space left" in done.stderr) == (1, True), done.stderr
+    assert (done.returncode, "/dev/full: No space left" in done.stderr) == (1, True), done.stderr
     journal = (directory / "workspace" / "t" / "journal.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in journal] == ["verify"]

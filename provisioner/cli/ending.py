@@ -197,7 +197,7 @@ def _die_by(number: int) -> NoReturn:
 
 
 def _open_closed() -> None:
-    """A standard stream that was closed by whoever started us (`>&-`) is empty and takes everything; no file of ours gets its number."""
+    """A standard stream that was closed by whoever started us (`>&-`) is empty and takes everything; no file gets its number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - as long as the process

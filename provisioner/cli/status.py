@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from provisioner.cli.common import ClusterOption, JsonOption, console, open_cluster, print_json
-from provisioner.errors import ExitCode
+from provisioner.errors import BadInput, ExitCode
 from provisioner.report import printable
 from provisioner.terminal import is_tty, wide
 from provisioner.words import ago
@@ -24,6 +24,9 @@ from provisioner.words import ago
 if TYPE_CHECKING:
     from provisioner.status.changes import Turn
     from provisioner.status.model import EtcdMember, Proxy, Status
+
+# Seconds between two looks.
+INTERVAL = 5.0
 
 
 def status(
@@ -36,8 +39,15 @@ def status(
         ),
     ] = False,
     interval: Annotated[
-        float, typer.Option("--interval", metavar="SECONDS", min=0.5, help="With --watch: between two looks.")
-    ] = 5.0,
+        float | None,
+        typer.Option(
+            "--interval",
+            metavar="SECONDS",
+            min=0.5,
+            help=f"With --watch: between two looks. Default: {INTERVAL:g}.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """How the cluster is now: machines, etcd, apiservers, leases, Nodes, proxies, with every problem. Changes nothing.
 
@@ -49,6 +59,8 @@ def status(
     from provisioner.ssh import Connections  # noqa: PLC0415
     from provisioner.status import CONNECT_SECONDS, look  # noqa: PLC0415
 
+    if interval is not None and not watched:
+        raise BadInput("--interval goes with --watch", hint="add --watch, or leave it out: a single look has no interval")
     loaded, workspace = open_cluster(cluster)
     keys = pki.read(workspace.pki, now=dt.datetime.now(dt.UTC))
     with Connections(loaded, workspace, seconds=CONNECT_SECONDS) as connections:
@@ -59,7 +71,7 @@ def status(
                 lambda: look(loaded, workspace, connections, keys),
                 connections.close,
                 partial(parts, verdict_first=True),
-                interval=interval,
+                interval=INTERVAL if interval is None else interval,
                 as_json=as_json,
             )
             raise typer.Exit(ExitCode.INTERRUPTED if last is None else ExitCode.OK if last.reached else ExitCode.FAILURE)

@@ -54,7 +54,11 @@ def verify(
     names = [name.strip() for given in only or [] for name in given.split(",") if name.strip()]
     chosen = select(CHECKS, level, names)
     if show:
-        for check in select(CHECKS, Level.FULL) if not names else chosen:
+        listed = chosen if names else select(CHECKS, Level.FULL)
+        if json:
+            print_json({"checks": [{"id": check.id, "level": str(check.level), "title": check.title} for check in listed]})
+            return
+        for check in listed:
             output.print(f"{check.id:20} {check.level!s:6} {check.title}", markup=False)
         return
     opened, workspace = open_cluster(cluster)

@@ -51,6 +51,17 @@ def test_without_a_cluster(directory: Path, command: tuple[str, ...]) -> None:
     assert not (directory / "workspace").exists()
 
 
+def test_an_interval_is_for_watching(tmp_path: Path) -> None:
+    done = run(tmp_path, "status", "--interval", "2")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (3, "error: --interval goes with --watch")
+
+
+def test_the_checks_are_listed_as_json(tmp_path: Path) -> None:
+    document = json.loads(run(tmp_path, "verify", "--list", "--json", "--only", "etcd").stdout)
+    assert document["checks"][-1].keys() == {"id", "level", "title"}
+    assert "etcd" in [check["id"] for check in document["checks"]]
+
+
 def test_no_machine_answers(directory: Path) -> None:
     built(directory)
     done = run(directory, "status", "--json")

@@ -135,7 +135,7 @@ class LiveDisplay(Display):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Draw ten times a second until the block ends."""
+        """Draw eight times a second until the block ends."""
         with Live(console=self.console, get_renderable=self.draw, refresh_per_second=8, transient=False) as self.live:
             yield
         self.live = None

@@ -43,7 +43,6 @@ class Edge:
 
     source: str
     target: str
-    label: str = ""
     mutual: bool = False
     sometimes: bool = False
 
@@ -165,8 +164,7 @@ def _mermaid(graph: Graph) -> Iterator[str]:
         yield "  end"
     for edge in graph.edges:
         arrow = "---" if edge.mutual else "-.->" if edge.sometimes else "-->"
-        label = f'|"{mermaid_words(edge.label)}"|' if edge.label else ""
-        yield f"  {edge.source} {arrow}{label} {edge.target}"
+        yield f"  {edge.source} {arrow} {edge.target}"
 
 
 def _mermaid_vertex(vertex: Vertex) -> str:
@@ -205,8 +203,7 @@ def _dot(graph: Graph) -> Iterator[str]:
         yield from (f"    {_dot_vertex(vertex)}" for vertex in graph.vertices if vertex.group == group)
         yield "  }"
     for edge in graph.edges:
-        attributes = [f"label={dot_words(edge.label)}"] if edge.label else []
-        attributes += ["dir=none"] if edge.mutual else []
+        attributes = ["dir=none"] if edge.mutual else []
         attributes += ["style=dashed"] if edge.sometimes else []
         told = f" [{', '.join(attributes)}]" if attributes else ""
         yield f"  {edge.source} -> {edge.target}{told};"

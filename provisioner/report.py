@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -280,10 +281,10 @@ class Report:
 
 MARKS = {Outcome.PASSED: ("ok", "green"), Outcome.FAILED: ("FAILED", "bold red"), Outcome.BLOCKED: ("blocked", "yellow")}
 
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
 
 def printable(text: str) -> str:
-    """Text without the control characters that XML 1.0 forbids and terminals obey; they may come from a node's own words."""
-    return "".join(
-        char if char in "\n\t" or (ord(char) >= 0x20 and ord(char) not in (0x7F, 0xFFFE, 0xFFFF)) else "\N{REPLACEMENT CHARACTER}"
-        for char in text
-    )
+    """Text without the control characters that XML 1.0 forbids and terminals obey, and without halves of characters, which a
+    terminal gets as bare bytes; they may come from a node's own words."""
+    return _OBEYED.sub("\N{REPLACEMENT CHARACTER}", text)

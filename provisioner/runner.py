@@ -44,9 +44,11 @@ def control_sockets(record: Path | None = None) -> Iterator[str]:
         if record:
             record.unlink(missing_ok=True)
             record.symlink_to(directory)
-        yield directory
-        if record:
-            record.unlink(missing_ok=True)
+        try:
+            yield directory
+        finally:
+            if record:
+                record.unlink(missing_ok=True)
 
 
 def play(

@@ -11,6 +11,7 @@ Three decisions, made here alone:
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import shutil
 import sys
@@ -152,6 +153,15 @@ class StreamConsole(Console):
             legacy_windows=False,
         )
         self.to = to
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            # what the kernel says of a terminal that was closed
+            if error.errno != errno.EIO:
+                raise
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         """The reader has gone. Of progress nothing is lost: go on in silence. Of a result everything is: end.

@@ -19,6 +19,8 @@ from provisioner.workspace import Workspace
 TASKS = "tasks.jsonl"
 # Phases that look; a run with no other one has changed nothing.
 LOOKING = frozenset({"preflight", "artifacts", "pki", "state"})
+# Commands that only ask.
+ASKING = frozenset({"plan", "upgrade --plan"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Run:
         error: why it failed.
         phases: in the order of their beginnings.
         tasks: on the hosts, in the order of their ends; empty where none was run, or its log is gone.
-        later: runs since then that have changed nothing.
+        later: runs since then that have looked at every machine and found nothing to change.
     """
 
     command: str
@@ -73,6 +75,11 @@ class Run:
     phases: tuple[PhaseTime, ...]
     tasks: tuple[Task, ...]
     later: int = 0
+
+    @property
+    def changed(self) -> bool:
+        """Whether it came as far as changing something."""
+        return any(phase.name not in LOOKING for phase in self.phases)
 
     def to_json(self) -> dict[str, Any]:
         """For --json; times in seconds since the run began."""
@@ -156,7 +163,7 @@ def last_run(workspace: Workspace) -> Run | None:
     # a workspace may have been moved with its logs
     places = (log, workspace.logs / log.name)
     lines = next((path.read_text(encoding="utf-8", errors="replace") for at in places if (path := at / TASKS).is_file()), "")
-    return run_of(runs[index], _records(lines.splitlines()), later=len(runs) - 1 - index)
+    return run_of(runs[index], _records(lines.splitlines()), later=sum(map(_found_nothing, runs[index + 1 :])))
 
 
 def run_of(records: Sequence[Mapping[str, Any]], tasks: Iterable[Mapping[str, Any]], *, later: int = 0) -> Run:
@@ -215,11 +222,11 @@ def _runs(records: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]
     open_one = False
     for record in records:
         if record.get("event") == "run":
-            # `plan` only asks
-            open_one = record.get("command") != "plan"
+            open_one = record.get("command") not in ASKING
             if open_one:
                 runs.append([record])
-        elif open_one:
+        # `verify` is no run, also where the one before it was killed
+        elif open_one and record.get("event") != "verify":
             runs[-1].append(record)
             open_one = record.get("event") not in ("done", "failed")
     return runs
@@ -227,6 +234,11 @@ def _runs(records: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]
 
 def _changes(records: Iterable[Mapping[str, Any]]) -> bool:
     return any(record.get("event") == "phase" and record.get("phase") not in LOOKING for record in records)
+
+
+def _found_nothing(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a run came to its end after it had looked; `etcd snapshot`, say, does not look."""
+    return records[-1].get("event") == "done" and any(record.get("event") == "phase" for record in records)
 
 
 def _time(record: Mapping[str, Any]) -> float:

@@ -41,6 +41,17 @@ RESERVED = frozenset(
 )
 
 
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Errors of the block tell of this file: what the system says of writing to an open one has no name in it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o600) -> None:
     """Replace a file in one step: readers see the old content or the new one, also after a crash.
 
@@ -53,7 +64,7 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o600) -> None:
     raw = data.encode() if isinstance(data, str) else data
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with named(path), os.fdopen(handle, "wb") as file:
             # held by a living process: see ``leftovers``
             fcntl.flock(file, fcntl.LOCK_EX)
             os.fchmod(file.fileno(), mode)
@@ -217,7 +228,7 @@ class Workspace:
         self.create()
         line = json.dumps({"time": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"), "event": event, **values})
         handle = os.open(self.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(handle, "a") as file:
+        with named(self.journal), os.fdopen(handle, "a") as file:
             file.write(line + "\n")
 
     @contextlib.contextmanager

@@ -157,6 +157,7 @@ def restore(session: Session, opened: Opened, interpreters: Mapping[str, str]) -
     _play(session, "restore_prepare", opened, interpreters)
     session.display.finish("data")
     session.display.start("change")
+    session.workspace.record("phase", phase="change", state="started")
     gone = time.monotonic()
     stamp = _begin(session.workspace)
     silent = _at_nodes(session, lambda node: _must(session, node, "systemctl stop kubelet"))
@@ -177,6 +178,7 @@ def restore(session: Session, opened: Opened, interpreters: Mapping[str, str]) -
         # from here on the data is of one time, and `apply` does what is left
         session.workspace.restoring.unlink(missing_ok=True)
         session.display.finish("change")
+        session.workspace.record("phase", phase="change", state="done")
         session.display.start("nodes")
         _tell_cas(session, api, manifest_ca=opened.manifest.ca_fingerprint)
         _at(session, session.cluster.etcd_members, _FORGET.format(stamp=stamp))

@@ -109,7 +109,7 @@ def clusters(ctx: typer.Context, incomplete: str) -> Offer:
     offered = _silent(_workspaces)(ctx, incomplete)
     try:
         return offered + [(path, "") for path in _paths(incomplete) if path not in {word for word, _ in offered}]
-    except OSError:
+    except (OSError, RuntimeError):  # the latter of `~nobody/`, whose home is not known
         return offered
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 import signal
@@ -38,6 +39,7 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
     Exit codes are those of ``ExitCode``. A process that SIGTERM or SIGHUP has asked to end cleans up as after Ctrl-C and then ends
     by that signal; one whose reader has gone (`| head`) ends by SIGPIPE, as other programs do, and so never claims success.
     """
+    _open_closed()
     for stream in (sys.stdout, sys.stderr):
         harden(stream)
     _hoist_debug(sys.argv)
@@ -54,16 +56,16 @@ def attempt(app: typer.Typer, stop: Stop | None = None) -> int:
         code = app(standalone_mode=False, terminal_width=help_width())
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:
-        return 128 + signal.SIGPIPE
     except SystemExit as error:  # typer's own way out, also of a broken pipe
-        return 128 + signal.SIGPIPE if isinstance(error.__context__, BrokenPipeError) else int(error.code or 0)
+        return _unread(stop) if _reader_gone(error.__context__) else int(error.code or 0)
     except typer.TyperException as error:
         _show_usage(error)
         return ExitCode.BAD_INPUT
     except (ProvisionerError, typer.Abort, KeyboardInterrupt) as error:
         told = error if isinstance(error, ProvisionerError) else Interrupted("interrupted", hint=AGAIN)
     except Exception as error:
+        if _reader_gone(error):
+            return _unread(stop)
         told = explain(error)
     else:
         if code != ExitCode.INTERRUPTED:
@@ -78,6 +80,22 @@ def attempt(app: typer.Typer, stop: Stop | None = None) -> int:
         return 128 + stop.number
     show_error(told)
     return told.exit_code
+
+
+def _reader_gone(error: BaseException | None) -> bool:
+    """Whether an error says that nobody reads standard output any more: a pipe without a reader, a terminal that was closed."""
+    if not isinstance(error, OSError) or error.errno != errno.EIO or sys.stdout is None:
+        return isinstance(error, BrokenPipeError)
+    try:
+        os.write(sys.stdout.fileno(), b"")
+    except (OSError, ValueError) as still:
+        return getattr(still, "errno", None) == errno.EIO
+    return False  # of a disk that fails
+
+
+def _unread(stop: Stop | None) -> int:
+    """The exit code where nobody reads any more; a terminal that is closed says so by SIGHUP, too."""
+    return 128 + (stop.number if stop and stop.number else signal.SIGPIPE)
 
 
 def show_error(error: ProvisionerError) -> None:
@@ -106,7 +124,8 @@ def _show_usage(error: typer.TyperException) -> None:
 def explain(error: Exception) -> ProvisionerError:
     """What no command has foreseen: a file that the system refuses is the user's to mend, everything else is a bug."""
     if isinstance(error, OSError) and error.strerror:
-        where = error.filename if error.filename is not None else "standard output" if error.errno == 28 else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        where = error.filename if error.filename is not None else "standard output" if full else ""
         if where:
             told = ProvisionerError(
                 f"{where}: {error.strerror}", hint="look at that file's permissions, and at the room on its disk"
@@ -175,6 +194,13 @@ def _die_by(number: int) -> NoReturn:
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     os._exit(128 + number)  # not reached, unless the signal is blocked
+
+
+def _open_closed() -> None:
+    """A standard stream that was closed by whoever started us (`>&-`) is empty and takes everything; no file gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - as long as the process
 
 
 def _hoist_debug(words: list[str]) -> None:

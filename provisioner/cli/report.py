@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,18 +50,27 @@ def report(
     raise typer.Exit(ExitCode.OK if page.status.reached else ExitCode.FAILURE)
 
 
-def require_place(file: Path | None, option: str) -> None:
-    """Before anything is asked: whether the file can come to be.
+def require_place(file: Path | None, option: str, *, in_place: bool = False) -> None:
+    """Before anything is asked, for that may take minutes: whether the file can come to be.
+
+    Args:
+        in_place: what is there is written to, which may be /dev/stdout; otherwise a file takes its place.
 
     Raises:
-        BadInput: its directory is missing, or it is one itself.
+        BadInput: its directory is missing or cannot be written to, or what is there is no file.
     """
     if file is None:
         return
-    if not file.resolve().parent.is_dir():
+    target = file.resolve()
+    if not target.parent.is_dir():
         raise BadInput(f"{file.parent}: no such directory", hint=f"make it, or name another file with {option}")
     if file.is_dir():
         raise BadInput(f"{file}: a directory", hint=f"name a file with {option}")
+    if not in_place and file.exists() and not file.is_file():
+        raise BadInput(f"{file}: a device or a pipe, which a file would replace", hint=f"name a file with {option}")
+    open_to_us = (file, os.W_OK) if in_place and file.exists() else (target.parent, os.W_OK | os.X_OK)
+    if not os.access(*open_to_us, effective_ids=True):
+        raise BadInput(f"{file}: nothing can be written there", hint=f"name another file with {option}, or mend {open_to_us[0]}")
 
 
 def gather(cluster: Cluster, workspace: Workspace, *, verified: Report | None = None) -> Page:
@@ -78,7 +88,8 @@ def write(page: Page, file: Path) -> None:
     """The page as a file; it holds no secret, and is for others to read."""
     from provisioner import pages  # noqa: PLC0415
 
-    write_atomic(file, pages.render(page), mode=0o644)
+    # where it is a link, it stays one
+    write_atomic(file.resolve(), pages.render(page), mode=0o644)
 
 
 def _verdict(page: Page) -> str:

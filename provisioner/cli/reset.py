@@ -88,6 +88,7 @@ def _wipe(
     from provisioner.lifecycle import reset as resets  # noqa: PLC0415
 
     session.display.start("reset")
+    session.workspace.record("phase", phase="reset", state="started")
     there = [node for node in chosen if not isinstance(found[node.name], ProvisionerError)]
     done = resets.wipe(session, there, seconds=deadline)
     if _is_whole(session.cluster, chosen):
@@ -100,7 +101,9 @@ def _wipe(
         known = found[node.name]
         results[node.name] = known if isinstance(known, ProvisionerError) else done[node.name]
     failed = any(isinstance(result, ProvisionerError) for result in results.values())
-    session.display.finish("reset", state="failed" if failed else "done")
+    state = "failed" if failed else "done"
+    session.display.finish("reset", state=state)
+    session.workspace.record("phase", phase="reset", state=state)
     return results
 
 

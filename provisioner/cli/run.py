@@ -20,7 +20,7 @@ from rich.markup import escape
 
 from provisioner.cli.common import console, output, print_json
 from provisioner.cli.ending import hear_ctrl_c
-from provisioner.errors import STOPPED, ApplyError, BadInput, Interrupted, ProvisionerError
+from provisioner.errors import STOPPED, ApplyError, BadInput, ExitCode, Interrupted, ProvisionerError
 from provisioner.plan import CLUSTER, Change, Plan
 from provisioner.words import count
 from provisioner.workspace import Workspace
@@ -87,6 +87,14 @@ def open_session(
                 yield session
         except ProvisionerError as error:
             workspace.record("failed", command=command, error=error.message, exit=int(error.exit_code))
+            raise
+        except typer.Exit:
+            # an answer: `upgrade --plan` has changes to make
+            workspace.record("done", command=command)
+            raise
+        except Exception as error:
+            # a terminal that was closed, a full disk, a bug: that it ended is on record all the same
+            workspace.record("failed", command=command, error=f"{type(error).__name__}: {error}", exit=int(ExitCode.FAILURE))
             raise
         workspace.record("done", command=command)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
 from collections.abc import Iterable, Set
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -15,13 +16,17 @@ from rich.table import Table
 from rich.text import Text
 
 from provisioner.cli.common import ClusterOption, JsonOption, console, open_cluster, print_json
-from provisioner.errors import ExitCode
-from provisioner.terminal import wide
+from provisioner.errors import BadInput, ExitCode
+from provisioner.report import printable
+from provisioner.terminal import is_tty, wide
 from provisioner.words import ago
 
 if TYPE_CHECKING:
     from provisioner.status.changes import Turn
     from provisioner.status.model import EtcdMember, Proxy, Status
+
+# Seconds between two looks.
+INTERVAL = 5.0
 
 
 def status(
@@ -34,8 +39,15 @@ def status(
         ),
     ] = False,
     interval: Annotated[
-        float, typer.Option("--interval", metavar="SECONDS", min=0.5, help="With --watch: between two looks.")
-    ] = 5.0,
+        float | None,
+        typer.Option(
+            "--interval",
+            metavar="SECONDS",
+            min=0.5,
+            help=f"With --watch: between two looks. Default: {INTERVAL:g}.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """How the cluster is now: machines, etcd, apiservers, leases, Nodes, proxies, with every problem. Changes nothing.
 
@@ -47,6 +59,8 @@ def status(
     from provisioner.ssh import Connections  # noqa: PLC0415
     from provisioner.status import CONNECT_SECONDS, look  # noqa: PLC0415
 
+    if interval is not None and not watched:
+        raise BadInput("--interval goes with --watch", hint="add --watch, or leave it out: a single look has no interval")
     loaded, workspace = open_cluster(cluster)
     keys = pki.read(workspace.pki, now=dt.datetime.now(dt.UTC))
     with Connections(loaded, workspace, seconds=CONNECT_SECONDS) as connections:
@@ -57,7 +71,7 @@ def status(
                 lambda: look(loaded, workspace, connections, keys),
                 connections.close,
                 partial(parts, verdict_first=True),
-                interval=interval,
+                interval=INTERVAL if interval is None else interval,
                 as_json=as_json,
             )
             raise typer.Exit(ExitCode.INTERRUPTED if last is None else ExitCode.OK if last.reached else ExitCode.FAILURE)
@@ -73,7 +87,7 @@ def status(
 def show(found: Status, console: Console) -> None:
     """The look for people; readable at 80 columns and without colour."""
     for part in parts(found):
-        console.print(part, soft_wrap=False)
+        console.print(part, soft_wrap=isinstance(part, Text))
 
 
 def parts(found: Status, turns: Iterable[Turn] = (), *, verdict_first: bool = False) -> list[RenderableType]:
@@ -87,7 +101,7 @@ def parts(found: Status, turns: Iterable[Turn] = (), *, verdict_first: bool = Fa
     drawn: list[RenderableType] = [piece for table in tables if table.row_count for piece in (table, Text(""))]
     lines: list[RenderableType] = []
     if found.vip is not None:
-        lines.append(Text(f"virtual address {found.vip.address}: {', '.join(found.vip.holders) or 'on no machine'}"))
+        lines.append(Text(f"virtual address {found.vip.address}: {printable(', '.join(found.vip.holders)) or 'on no machine'}"))
     if found.backups:
         last = found.last_backup
         told = (
@@ -100,14 +114,26 @@ def parts(found: Status, turns: Iterable[Turn] = (), *, verdict_first: bool = Fa
     verdict = f"{found.cluster}: {f'{count} problem' if count else 'no problem'}{'s' if count > 1 else ''}"
     lines.append(Text.assemble((verdict, "bold red" if count else "bold green"), f" (looked for {found.seconds:.1f} s)"))
     for problem in found.problems:
-        lines.append(Padding(Text(f"{problem.host}: {problem.cause}"), (0, 0, 0, 2)))
+        lines.append(_indented(2, f"{problem.host}: {problem.cause}"))
         if problem.remedy:
-            lines.append(Padding(Text(f"remedy: {problem.remedy}", style="dim"), (0, 0, 0, 4)))
+            lines.append(_indented(4, f"remedy: {problem.remedy}", style="dim"))
     return [*lines, Text(""), *drawn] if verdict_first else [*drawn, *lines]
 
 
+def _indented(columns: int, text: str, style: str = "") -> RenderableType:
+    """A line on a terminal stays indented where it breaks; elsewhere it does not break, for grep."""
+    if is_tty(sys.stdout):
+        return Padding(Text(printable(text), style=style), (0, 0, 0, columns), expand=False)
+    return Text(" " * columns + printable(text), style=style)
+
+
+def _words(text: str) -> str:
+    """What others have said: neither a terminal's orders nor markup."""
+    return escape(printable(text))
+
+
 def _marked(name: str, turned: bool) -> str:
-    return f"[bold reverse]{escape(name)} *[/]" if turned else escape(name)
+    return f"[bold reverse]{_words(name)} *[/]" if turned else _words(name)
 
 
 def _table(*columns: str) -> Table:
@@ -141,7 +167,7 @@ def _etcd(found: Status, turned: Set[tuple[str, str]]) -> Table:
             "/".join("-" if size is None else f"{size:.0f}" for size in (member.db_mib, member.in_use_mib, member.quota_mib))
             if member.db_mib is not None
             else "-",
-            f"[bold red]{', '.join(member.alarms)}[/]" if member.alarms else "none" if member.healthy else "-",
+            f"[bold red]{_words(', '.join(member.alarms))}[/]" if member.alarms else "none" if member.healthy else "-",
         )
     return table
 
@@ -171,7 +197,7 @@ def _control_plane(found: Status, turned: Set[tuple[str, str]]) -> Table:
             "\n".join(led.pop(server.node, [])),
         )
     for holder, components in led.items():
-        table.add_row(holder or "(nobody)", "-", "\n".join(components))
+        table.add_row(_words(holder) or "(nobody)", "-", "\n".join(components))
     return table
 
 
@@ -184,11 +210,14 @@ def _nodes(found: Status, turned: Set[tuple[str, str]]) -> Table:
         proxy = proxies.get(node.name)
         changed = ("node", node.name) in turned or ("proxy", node.name) in turned
         table.add_row(
-            _marked(node.name, changed), state + (" cordoned" if node.cordoned else ""), node.kubelet or "-", _backends(proxy)
+            _marked(node.name, changed),
+            state + (" cordoned" if node.cordoned else ""),
+            _words(node.kubelet) or "-",
+            _backends(proxy),
         )
     for proxy in found.proxies:
         if proxy.node not in names:
-            table.add_row(proxy.node, "unknown", "-", _backends(proxy))
+            table.add_row(_words(proxy.node), "unknown", "-", _backends(proxy))
     return table
 
 
@@ -198,8 +227,8 @@ def _backends(proxy: Proxy | None) -> str:
     if proxy.error:
         return _mark(False, "NO ANSWER")
     return ", ".join(
-        escape(f"{backend.name} {'UP' if backend.up else 'DOWN'} ({backend.sessions})")
+        f"{_words(backend.name)} UP ({backend.sessions})"
         if backend.up
-        else f"[bold red]{escape(backend.name)} DOWN[/] ({backend.sessions})"
+        else f"[bold red]{_words(backend.name)} DOWN[/] ({backend.sessions})"
         for backend in proxy.backends
     )

@@ -86,8 +86,9 @@ def _refuse_foreign(path: Path, name: str) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-        names = [""]
-    if any(found != name and not found.startswith(f"{name}-") for found in names):
+        names = []
+    # the cluster's own name comes first in what this program writes; that of a lab NAME-2 begins with NAME-, too
+    if names[:1] != [name] or any(found != name and not found.startswith(f"{name}-") for found in names):
         raise BadInput(
             f"{path} is there, and is not the kubeconfig of a lab {name}: it would be overwritten",
             hint="name another file with --kubeconfig; `provisioner kubeconfig --merge` puts the cluster into one of yours",

@@ -18,6 +18,7 @@ from provisioner.cli.report import gather, require_place, write
 from provisioner.errors import BadInput, ExitCode
 from provisioner.report import MARKS
 from provisioner.terminal import is_live, is_tty
+from provisioner.workspace import named
 
 if TYPE_CHECKING:
     from provisioner.verify import Event
@@ -53,7 +54,11 @@ def verify(
     names = [name.strip() for given in only or [] for name in given.split(",") if name.strip()]
     chosen = select(CHECKS, level, names)
     if show:
-        for check in select(CHECKS, Level.FULL) if not names else chosen:
+        listed = chosen if names else select(CHECKS, Level.FULL)
+        if json:
+            print_json({"checks": [{"id": check.id, "level": str(check.level), "title": check.title} for check in listed]})
+            return
+        for check in listed:
             output.print(f"{check.id:20} {check.level!s:6} {check.title}", markup=False)
         return
     opened, workspace = open_cluster(cluster)
@@ -62,7 +67,7 @@ def verify(
             f"{workspace.root}: this workspace has no certificates: no cluster was built from here",
             hint="run `provisioner apply` first, or name the right workspace with --cluster",
         )
-    require_place(junit, "--junit")
+    require_place(junit, "--junit", in_place=True)
     require_place(html, "--html")
 
     from provisioner import pki  # noqa: PLC0415
@@ -73,11 +78,13 @@ def verify(
     total = sum(check.wanted(opened) for check in chosen)
     with Connections(opened, workspace) as connections, _progress(total) as on_event:
         report = run(opened, workspace, connections, keys, level=level, only=names, seconds=timeout, on_event=on_event)
-    if junit is not None:
-        junit.write_bytes(report.to_junit())
+    # on record first: the user's own files may fail
     if not names:
         report.save(workspace.proof)
     workspace.record("verify", level=report.level, passed=report.passed, seconds=round(report.seconds, 2))
+    if junit is not None:
+        with named(junit):
+            junit.write_bytes(report.to_junit())
     if html is not None:
         write(gather(opened, workspace, verified=report), html)
     if json:

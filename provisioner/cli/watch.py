@@ -18,6 +18,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from provisioner.report import printable
 from provisioner.status.changes import Turn, changes
 from provisioner.terminal import StreamConsole, is_terminal, wants_colour, wide
 
@@ -62,7 +63,7 @@ class Watch:
         )
         new = {id(turn) for turn in self.turns}
         told = [
-            Text(f"{'*' if id(turn) in new else ' '} {at}  {turn}", style="bold" if id(turn) in new else "dim")
+            Text(f"{'*' if id(turn) in new else ' '} {at}  {printable(str(turn))}", style="bold" if id(turn) in new else "dim")
             for at, turn in self.past
         ]
         return Group(head, Text(""), *([*told, Text("")] if told else []), *self.parts(self.last, self.turns))
@@ -135,8 +136,8 @@ def _append(state: Watch, *, as_json: bool) -> None:
     console = wide(160)
     console.print(f"== {now}, look {state.looks}", markup=False)
     for turn in state.turns:
-        console.print(f"* {turn}", markup=False)
+        console.print(f"* {printable(str(turn))}", markup=False)
     for part in state.parts(state.last, state.turns):
-        console.print(part)
+        console.print(part, soft_wrap=isinstance(part, Text))
     console.print()
     sys.stdout.flush()

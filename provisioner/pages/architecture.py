@@ -364,14 +364,16 @@ def ways_of_pods(page: Page) -> tuple[Tone, str]:
         )
     number = max(1, len(found.pairs.nodes) * (len(found.pairs.nodes) - 1))
     failed = len(found.pairs.failed)
-    at = f"{page.report.started:%H:%M} UTC" if page.report else ""
+    at = f"{page.report.started:%Y-%m-%d %H:%M} UTC" if page.report else ""
     if failed:
         return Tone.BAD, f"{failed} of {number} ways between nodes failed at {at}"
     told = f"{number} of {number} ways between nodes worked at {at}"
+    new = [node.name for node in page.cluster.kubernetes_nodes if node.name not in found.pairs.nodes]
     unwell = [name for name in found.pairs.nodes if _is_dark(page, name)]
+    doubt = f", before {short(', '.join(new), 60)} came" if new else ""
     if unwell:
-        return Tone.UNKNOWN, f"{told}, but now {short(', '.join(unwell), 60)} {'does' if len(unwell) == 1 else 'do'} not answer"
-    return Tone.OK, told
+        doubt = f", but now {short(', '.join(unwell), 60)} {'does' if len(unwell) == 1 else 'do'} not answer"
+    return Tone.UNKNOWN if doubt else Tone.OK, told + doubt
 
 
 def _is_dark(page: Page, name: str) -> bool:

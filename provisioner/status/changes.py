@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from provisioner.status.model import Status
@@ -30,17 +30,27 @@ def changes(before: Status, after: Status) -> tuple[Turn, ...]:
         (_nodes, "node"),
         (_proxies, "proxy"),
     )
-    found = [turn for view, table in views for turn in _compared(table, view(before), view(after))]
+    found = [turn for view, table in views for turn in _compared(table, view, before, after)]
     if (before.vip and before.vip.holders) != (after.vip and after.vip.holders):
         found.append(Turn("virtual address", "", f"{_holders(before)} -> {_holders(after)}"))
     return tuple(found)
 
 
-def _compared(table: str, before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[Turn]:
-    for name in dict.fromkeys((*before, *after)):
-        one, two = before.get(name, "not there"), after.get(name, "not there")
+def _compared(table: str, view: Callable[[Status], Mapping[str, str]], before: Status, after: Status) -> Iterator[Turn]:
+    shown, shows = view(before), view(after)
+    for name in dict.fromkeys((*shown, *shows)):
+        one, two = shown.get(name) or _absent(table, name, before), shows.get(name) or _absent(table, name, after)
         if one != two:
             yield Turn(table, name, f"{one} -> {two}")
+
+
+def _absent(table: str, name: str, status: Status) -> str:
+    """What is not in a look is not gone where nobody was there to tell of it."""
+    if table == "proxy":
+        silent = any(machine.name == name and not machine.reachable for machine in status.machines)
+    else:
+        silent = table in ("leader", "node") and bool(status.api_error)
+    return "not known" if silent else "not there"
 
 
 def _machines(status: Status) -> dict[str, str]:

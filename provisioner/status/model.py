@@ -102,7 +102,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
-    """A Node of the API. ``ready`` is None where the API did not tell, ``listed`` whether it has it at all."""
+    """A Node of the API. ``ready`` is None where the API did not tell, ``expected`` whether cluster.yaml has it, too."""
 
     name: str
     ready: bool | None

@@ -30,10 +30,13 @@ def collect(cluster: Cluster, namespace: str | None) -> str:
         if time.monotonic() > end:
             lines.append(f"{title}: not looked at, {SECONDS:g} s are over")
             continue
+        found = []
         try:
-            found = list(part(cluster, namespace or "", lambda: time.monotonic() < end))
+            # one by one: what was found before an error stays
+            for line in part(cluster, namespace or "", lambda: time.monotonic() < end):
+                found.append(line)
         except Exception as error:
-            found = [f"could not be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}"]
+            found.append(_unread(error))
         lines += [f"{title}:", *(f"  {line}" for line in found or ["none"])]
     return "\n".join(lines)
 
@@ -90,15 +93,23 @@ def _logs(cluster: Cluster, namespace: str, go_on: Callable[[], bool]) -> Iterat
                 continue
             read += 1
             yield f"{pod.metadata.name}, {one.name}{' (before its last restart)' if before else ''}:"
-            text = cluster.core.read_namespaced_pod_log(
-                pod.metadata.name,
-                namespace,
-                container=one.name,
-                tail_lines=LOG_LINES,
-                previous=before,
-                _request_timeout=REQUEST_SECONDS,
-            )
+            try:
+                text = cluster.core.read_namespaced_pod_log(
+                    pod.metadata.name,
+                    namespace,
+                    container=one.name,
+                    tail_lines=LOG_LINES,
+                    previous=before,
+                    _request_timeout=REQUEST_SECONDS,
+                )
+            except Exception as error:
+                # the others may have more to say
+                text = _unread(error)
             yield from (f"  {line}" for line in str(text).splitlines())
+
+
+def _unread(error: Exception) -> str:
+    return f"could not be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _containers(pod: Any) -> list[Any]:

@@ -51,8 +51,8 @@ class Record:
 
 
 def labs() -> Path:
-    """Where labs are; `provisioner.lab.state.root` without the import of all that comes with it."""
-    return Path(os.environ.get("PROVISIONER_LAB_DIR") or "/var/lib/provisioner/lab")
+    """Where labs are; `provisioner.lab.state.root` without the import of all that comes with it, and from wherever one looks."""
+    return Path(os.environ.get("PROVISIONER_LAB_DIR") or "/var/lib/provisioner/lab").absolute()
 
 
 class Site:
@@ -89,6 +89,8 @@ class Site:
                     raise Unavailable(found.error)
                 if found.kubeconfig:
                     return Path(found.kubeconfig)
+                # of a process of this run that was killed while it built
+                _stop(found)
             elif found and Process.from_text(found.owner).alive:
                 number = Process.from_text(found.owner).number
                 raise Unavailable(
@@ -264,4 +266,5 @@ def _provisioner(*arguments: str) -> Sequence[str]:
 def _environment() -> dict[str, str]:
     """The run's own, without what it says to its tests alone."""
     ours = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS" and not name.startswith("PYTEST_")}
-    return {**ours, "NO_COLOR": "1", "COLUMNS": "200"}
+    # the command runs in another directory
+    return {**ours, "PROVISIONER_LAB_DIR": str(labs()), "NO_COLOR": "1", "COLUMNS": "200"}

@@ -50,5 +50,5 @@ def test_the_command_prints_what_graphviz_draws(tmp_path: Path) -> None:
 
 
 def test_graphviz_shows_words_as_they_are() -> None:
-    graph = Graph(NASTY, (("g", NASTY),), (Vertex("v", Kind.NODE, (NASTY,), "g"),), (Edge("v", "v", NASTY),))
-    assert texts(drawn(write(graph, Format.DOT))).count(NASTY) == 3
+    graph = Graph(NASTY, (("g", NASTY),), (Vertex("v", Kind.NODE, (NASTY,), "g"),), (Edge("v", "v"),))
+    assert texts(drawn(write(graph, Format.DOT))).count(NASTY) == 2

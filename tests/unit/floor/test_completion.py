@@ -78,6 +78,10 @@ def test_what_cannot_be_read_offers_nothing(complete: Complete, tmp_path: Path) 
     assert complete("provisioner ssh --cluster /nowhere ") == []
 
 
+def test_the_home_of_nobody_offers_nothing(complete: Complete) -> None:
+    assert complete("provisioner status --cluster ~nobody-has-this-name/") == []
+
+
 def test_words_of_the_program(complete: Complete, tmp_path: Path) -> None:
     assert complete("provisioner apply --only con") == ["control_plane"]
     assert complete("provisioner verify --only dns,log") == ["dns,logs"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import errno
 import importlib
+import json
 import os
 import pkgutil
+import pty
 import re
 import signal
 import stat
@@ -104,6 +106,11 @@ def test_no_room_for_the_traceback_is_no_second_error(tmp_path: Path, monkeypatc
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     assert keep_traceback(ValueError("x")) is None
     assert "--debug" in explain(ValueError("x")).hint
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_behind_standard_output(number: int) -> None:
+    assert explain(OSError(number, os.strerror(number))).message == f"standard output: {os.strerror(number)}"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
@@ -205,6 +212,69 @@ def test_nohup_stays_in_force(tmp_path: Path) -> None:
     assert b"SIGHUP" not in err
 
 
+# A run with a live display and a journal.
+RUN = """
+import os, sys, time
+from pathlib import Path
+from provisioner import cli
+from provisioner.cli import cluster, run
+from provisioner.load import load
+from provisioner.workspace import Workspace
+def slow(_):
+    path = Path("cluster.yaml")
+    with run.open_session(load(path), Workspace.of(path, "test"), "apply") as session:
+        session.display.plan([("etcd", "Run etcd")])
+        session.display.start("etcd")
+        os.write(1, b"ready\\n")
+        WORK
+cluster.open_cluster = slow
+sys.argv = ["provisioner", "plan"]
+cli.main()
+"""
+CLUSTER = (
+    "name: test\nnodes:\n  - {name: cp-1, address: 127.0.0.1, clusterAddress: 10.77.0.11, roles: [control-plane, etcd, worker]}\n"
+)
+
+
+def ends(workspace: Path) -> list[tuple[str, str]]:
+    """The events of a journal, with their errors."""
+    records = [json.loads(line) for line in (workspace / "journal.jsonl").read_text().splitlines()]
+    return [(record["event"], record.get("error", "")) for record in records]
+
+
+def test_a_terminal_that_is_closed_ends_a_run_as_sighup_does(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*HEARING, sys.executable, "-c", RUN.replace("WORK", "time.sleep(30)")],
+        cwd=tmp_path,
+        env={**os.environ, "TERM": "xterm", "NO_COLOR": "", "TMPDIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    os.close(ours)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGHUP
+    assert ends(tmp_path / "workspace" / "test") == [("run", ""), ("failed", "stopped by Ctrl-C")]
+    assert list(tmp_path.glob("*.traceback")) == []
+
+
+@pytest.mark.parametrize(
+    ("work", "end"), [("1 / 0", ("failed", "ZeroDivisionError: division by zero")), ("raise cli.typer.Exit(2)", ("done", ""))]
+)
+def test_every_end_of_a_run_is_on_record(tmp_path: Path, work: str, end: tuple[str, str]) -> None:
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    script = [sys.executable, "-c", RUN.replace("WORK", work)]
+    subprocess.run(script, cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, check=False, timeout=60)
+    assert ends(tmp_path / "workspace" / "test") == [("run", ""), end]
+
+
 def shell(line: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "P": str(COMMAND), **environ}
     return subprocess.run(["bash", "-c", line], cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=60)
@@ -222,6 +292,9 @@ def test_a_reader_that_goes_away_is_no_error_and_no_success(tmp_path: Path) -> N
         ("$P schema >/dev/full", 1, "No space left"),
         ("$P validate >&-", 3, "remedy"),
         ("$P validate 2>&-", 3, ""),
+        ("$P schema >&-", 0, ""),
+        ("$P schema <&- >&- 2>&-", 0, ""),
+        ('printf %s "$CLUSTER" >cluster.yaml; $P graph >&-', 0, ""),
         ("$P validate <&-", 3, "remedy"),
         ("env -u HOME $P validate", 3, "remedy"),
         ("mkdir gone; cd gone; rmdir ../gone; $P validate", 3, "remedy"),
@@ -229,7 +302,7 @@ def test_a_reader_that_goes_away_is_no_error_and_no_success(tmp_path: Path) -> N
     ],
 )
 def test_odd_surroundings(tmp_path: Path, line: str, code: int, said: str) -> None:
-    done = shell(line, tmp_path)
+    done = shell(line, tmp_path, CLUSTER=CLUSTER)
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr

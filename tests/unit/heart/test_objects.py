@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime as dt
 import json
 import subprocess
@@ -328,6 +329,14 @@ def test_control_sockets_are_private_short_and_gone_afterwards() -> None:
         # %r@%h:%p-hash of OpenSSH must fit in 107 characters
         assert len(name) < 50
     assert not directory.exists()
+
+
+def test_no_link_to_control_sockets_is_left_by_a_run_that_failed(tmp_path: Path) -> None:
+    link = tmp_path / "sockets"
+    with contextlib.suppress(ValueError), runner.control_sockets(link) as name:
+        assert str(link.readlink()) == name
+        raise ValueError
+    assert not link.is_symlink()
 
 
 def test_a_session_without_keys_says_so(session: Session) -> None:

@@ -60,6 +60,28 @@ def test_the_last_run_that_changed_something(tmp_path: Path) -> None:
     assert last_run(Workspace(tmp_path / "none", tmp_path / "cluster.yaml")) is None
 
 
+def looks(second: int, command: str, end: str = "done") -> list[dict[str, object]]:
+    """A run that looks and ends."""
+    return [at(second, "run", command=command), at(second, "phase", phase="state", state="started"), at(second + 1, end)]
+
+
+def test_only_runs_that_found_nothing_to_change_are_counted(tmp_path: Path) -> None:
+    snapshot = [at(30, "run", command="etcd snapshot"), at(31, "done")]
+    asked, declined = looks(32, "upgrade --plan"), looks(34, "apply", "failed")
+    run = last_run(journal(tmp_path, RECORDS, looks(10, "apply"), snapshot, asked, declined))
+    assert run is not None
+    assert (run.command, run.began, run.later, run.changed) == ("apply", run_of(RECORDS, []).began, 1, True)
+    idle = last_run(journal(tmp_path, looks(10, "apply"), asked))
+    assert idle is not None
+    assert (idle.later, idle.changed) == (0, False)
+
+
+def test_what_comes_after_a_killed_run_is_not_its_own(tmp_path: Path) -> None:
+    run = last_run(journal(tmp_path, RECORDS[:5], [at(50, "verify", level="smoke", passed=True)]))
+    assert run is not None
+    assert (run.state, run.seconds) == ("no end on record", 2)
+
+
 def test_tasks_are_on_record_while_the_run_goes_on_and_come_back(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "20260102-apply"
     seen: list[TaskStep] = []

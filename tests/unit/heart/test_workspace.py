@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -232,3 +233,19 @@ def test_an_exception_without_words_is_named() -> None:
 
     with pytest.raises(WaitTimeout, match="last seen: TimeoutError"):
         wait_until("the answer", probe, seconds=0.01, every=0.005, retry_on=(TimeoutError,))
+
+
+def test_a_full_disk_is_told_with_the_file(workspace: Workspace, tmp_path: Path) -> None:
+    workspace.create()
+    workspace.journal.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as full:
+        workspace.record("run")
+    assert full.value.filename == str(workspace.journal)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as large:
+            write_atomic(tmp_path / "new", b" " * (1 << 17))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert large.value.filename == str(tmp_path / "new")

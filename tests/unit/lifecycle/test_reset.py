@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +14,15 @@ import pytest
 from provisioner import facts
 from provisioner.cli import common
 from provisioner.cli import reset as command
+from provisioner.cli.run import open_session
 from provisioner.config import Cluster, Node
 from provisioner.errors import BadInput, ExitCode, PreflightUnfit, ProvisionerError
 from provisioner.events import Tally
 from provisioner.facts import HostFacts
 from provisioner.lifecycle import reset
 from provisioner.lifecycle.reset import ResetError, ResetResult, Survey
+from provisioner.timeline import last_run
+from provisioner.workspace import Workspace
 
 NODE = Node.model_validate({"name": "worker-1", "address": "10.77.0.21", "roles": ["worker"]})
 CLUSTER = Cluster.model_validate(
@@ -123,3 +127,14 @@ def test_the_end_names_every_machine_that_is_not_clean() -> None:
         command._refuse_incomplete({"a": ResetError("a: down"), "b": ResetError("b: left", details=("x",))})
     assert failed.value.details == ("a: down", "b: left", "x")
     assert failed.value.exit_code == ExitCode.FAILURE
+
+
+def test_a_reset_is_a_run_that_changes(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, tmp_path / "cluster.yaml")
+    silent = {node.name: ProvisionerError("no answer", hint="x") for node in CLUSTER.nodes}
+    with open_session(CLUSTER, workspace, "reset") as session:
+        session.display.plan(command.PHASES)
+        command._wipe(session, CLUSTER.nodes, silent, 1)
+    run = last_run(workspace)
+    assert run is not None
+    assert (run.command, run.changed, [(phase.name, phase.state) for phase in run.phases]) == ("reset", True, [("reset", "failed")])

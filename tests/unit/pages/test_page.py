@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from provisioner.pages import Page, render, tables
+from provisioner.pages.architecture import ways_of_pods
 from provisioner.pages.gather import pod_of
 from provisioner.pages.shapes import Tone
 
@@ -80,8 +81,24 @@ def test_a_whole_cluster(make_page: Make) -> None:
     assert tables.verdict(page)[0] is Tone.OK
     assert {figure.tone for figure in tables.figures(page) if figure.label != "Backups"} == {Tone.OK}
     text = render(page)
-    assert "20 of 20 ways between nodes worked at 06:55 UTC" in text
+    assert re.search(r"20 of 20 ways between nodes worked at \d{4}-\d\d-\d\d 06:55 UTC", text)
     assert 'id="problems"' not in text
+
+
+def test_a_node_that_came_after_the_verify_is_not_proved(make_page: Make) -> None:
+    page, before = make_page(), make_page(workers=1)
+    assert ways_of_pods(page)[0] is Tone.OK
+    tone, words = ways_of_pods(replace(page, report=before.report))
+    assert tone is Tone.UNKNOWN
+    assert words.endswith("UTC, before worker-2 came")
+
+
+def test_a_run_that_changed_nothing_is_not_called_one_that_did(make_page: Make) -> None:
+    page = make_page()
+    assert ">The last run that changed something<" in render(page)
+    assert page.run is not None
+    idle = replace(page.run, phases=tuple(phase for phase in page.run.phases if phase.name == "preflight"))
+    assert ">The last run<" in render(replace(page, run=idle))
 
 
 def test_a_dead_control_plane_is_said_wherever_it_matters(make_page: Make) -> None:

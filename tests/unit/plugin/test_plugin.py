@@ -159,6 +159,30 @@ def test_a_cluster_that_is_in_use_is_not_shared_with_another_run(tmp_path: Path)
     assert here.record(), "not ours to release"
 
 
+def test_a_builder_whose_process_was_killed_is_stopped_before_another_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a worker of pytest-xdist is killed and another takes its place, under the same owner."""
+    mine, here = Process.current(), Site("lab")
+    monkeypatch.setattr(site, "_provisioner", lambda *_: ("false",))
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as orphan:
+        try:
+            builder = Process.of(orphan.pid)
+            assert builder
+            here._write(Record(mine.to_text(), keep=True, builder=builder.to_text()))
+            with pytest.raises(Unavailable, match="could not be built"):
+                here.take(Settings("lab", keep=True), mine, print)
+            assert not builder.alive
+        finally:
+            orphan.kill()
+
+
+def test_a_relative_place_of_labs_is_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PROVISIONER_LAB_DIR", "labs")
+    assert site.labs() == Site("lab").home.parent.parent == tmp_path / "labs"
+    # of a process that runs elsewhere
+    assert site._environment()["PROVISIONER_LAB_DIR"] == str(tmp_path / "labs")
+
+
 def test_a_lab_of_the_users_own_is_never_removed(tmp_path: Path) -> None:
     home = tmp_path / "labs" / "lab"
     home.mkdir(parents=True)

@@ -19,6 +19,12 @@ def _labs_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PROVISIONER_LAB_DIR", str(tmp_path / "labs"))
     monkeypatch.chdir(tmp_path)
 
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("machines would be made")
+
+    # a test that fails is not to build a cluster
+    monkeypatch.setattr("provisioner.lab.up", refuse)
+
 
 @pytest.mark.parametrize(
     "content",
@@ -29,6 +35,8 @@ def _labs_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "",
         "a: [",
         "clusters: 3\n",
+        "clusters: []\n",
+        "clusters:\n- {name: lab-2, cluster: {}}\n- {name: lab-2-cp-2, cluster: {}}\n",
     ],
 )
 def test_what_is_somebody_elses_is_not_overwritten(tmp_path: Path, content: str) -> None:

@@ -51,6 +51,17 @@ def test_without_a_cluster(directory: Path, command: tuple[str, ...]) -> None:
     assert not (directory / "workspace").exists()
 
 
+def test_an_interval_is_for_watching(tmp_path: Path) -> None:
+    done = run(tmp_path, "status", "--interval", "2")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (3, "error: --interval goes with --watch")
+
+
+def test_the_checks_are_listed_as_json(tmp_path: Path) -> None:
+    document = json.loads(run(tmp_path, "verify", "--list", "--json", "--only", "etcd").stdout)
+    assert document["checks"][-1].keys() == {"id", "level", "title"}
+    assert "etcd" in [check["id"] for check in document["checks"]]
+
+
 def test_no_machine_answers(directory: Path) -> None:
     built(directory)
     done = run(directory, "status", "--json")
@@ -75,3 +86,11 @@ def test_care_is_refused_where_a_member_cannot_be_reached(directory: Path, comma
     assert done.returncode == 1
     assert "etcd is not whole: cp-1 is down" in done.stderr
     assert "connection refused" in done.stderr
+
+
+def test_what_verify_found_is_on_record_before_the_users_own_file_fails(directory: Path) -> None:
+    built(directory)
+    done = run(directory, "verify", "--only", "units", "--junit", "/dev/full")
+    assert (done.returncode, "/dev/full: No space left" in done.stderr) == (1, True), done.stderr
+    journal = (directory / "workspace" / "t" / "journal.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in journal] == ["verify"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -376,3 +378,21 @@ def test_what_a_machine_says_of_its_backups(tmp_path: Path, monkeypatch: pytest.
     }
     assert Backups("a", **found).failed  # type: ignore[arg-type] # as it comes out of JSON
     assert "good" not in node_script.backups(str(tmp_path / "missing"), "t")
+
+
+@pytest.mark.parametrize("systemctl", ["", "#!/bin/sh\nexec sleep 60\n"])
+def test_a_machine_whose_systemd_is_silent_tells_the_rest(tmp_path: Path, systemctl: str) -> None:
+    if systemctl:
+        (tmp_path / "systemctl").write_text(systemctl)
+        (tmp_path / "systemctl").chmod(0o755)
+        (tmp_path / "sleep").symlink_to(shutil.which("sleep") or "")
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=machine.script("", "127.0.0.1", str(tmp_path), "t"),
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        check=True,
+        timeout=30,
+    )
+    answer = json.loads(done.stdout)
+    assert (answer["vip"], "backups" in answer, answer["clock"] > 0) == (True, False, True)

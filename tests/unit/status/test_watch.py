@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import io
 import json
 import os
 import pty
@@ -21,11 +22,12 @@ import pytest
 from rich.console import Console
 
 from provisioner import pki
-from provisioner.cli.status import parts
+from provisioner.cli.status import parts, show
 from provisioner.cli.watch import Watch
 from provisioner.load import load
 from provisioner.status.changes import changes
-from provisioner.status.model import Apiserver, Backend, Etcd, EtcdMember, Lease, Machine, NodeState, Proxy, Status, Vip
+from provisioner.status.model import Apiserver, Backend, Etcd, EtcdMember, Lease, Machine, NodeState, Problem, Proxy, Status, Vip
+from provisioner.terminal import wide
 
 SECONDS = 60.0
 WHOLE = Status(
@@ -75,6 +77,26 @@ def test_every_change_is_told() -> None:
     ]
 
 
+def test_what_nobody_tells_of_is_not_gone() -> None:
+    silent = replace(
+        WHOLE,
+        machines=(replace(WHOLE.machines[0], reachable=False),),
+        leases=(),
+        nodes=(),
+        proxies=(),
+        api_error="no control plane can be reached",
+    )
+    told = [str(turn) for turn in changes(WHOLE, silent)]
+    assert told == [
+        "machine cp-1: answers -> UNREACHABLE",
+        "leader kube-scheduler: cp-1 -> not known",
+        "node cp-1: Ready v1.36.3 -> not known",
+        "proxy cp-1: 1 of 1 API servers up -> not known",
+    ]
+    assert [str(turn) for turn in changes(silent, WHOLE)][2] == "node cp-1: not known -> Ready v1.36.3"
+    assert [str(turn) for turn in changes(WHOLE, replace(WHOLE, nodes=()))] == ["node cp-1: Ready v1.36.3 -> not there"]
+
+
 def test_the_screen_marks_what_has_turned() -> None:
     watch = Watch(parts)
     watch.take(WHOLE)
@@ -87,6 +109,36 @@ def test_the_screen_marks_what_has_turned() -> None:
     assert "control plane cp-1: ready -> NOT READY" in text
     rows = [line for line in text.splitlines() if line.startswith("cp-1")]
     assert [row.startswith("cp-1 *") for row in rows] == [False, False, True, False], rows
+
+
+NASTY = "v1[/]\x1b[2J\x9b2J\udc9b"
+
+
+def test_words_of_others_are_no_orders() -> None:
+    attacked = replace(
+        WHOLE,
+        etcd=Etcd((replace(WHOLE.etcd.members[0], alarms=(NASTY,)),), quorum=True),
+        leases=(Lease("kube-scheduler", NASTY, 1.0),),
+        nodes=(NodeState("cp-1", ready=True, kubelet=NASTY),),
+        proxies=(Proxy("cp-1", (Backend(NASTY, True, "UP", 3), Backend(NASTY, False, "DOWN", 3))), Proxy(NASTY)),
+        vip=Vip("10.0.0.9", (NASTY,)),
+        problems=(Problem("cp-1", NASTY, NASTY),),
+    )
+    watch = Watch(parts)
+    watch.take(WHOLE)
+    watch.take(attacked)
+    with (console := Console(width=400, file=io.StringIO())).capture() as captured:
+        console.print(watch.draw(2))
+    assert captured.get().count("v1[/]\N{REPLACEMENT CHARACTER}[2J") > 10
+    assert not set(captured.get()) & {"\x1b", "\x9b", "\udc9b"}
+
+
+def test_a_line_in_a_pipe_neither_breaks_nor_is_filled_up(capsys: pytest.CaptureFixture[str]) -> None:
+    long = replace(WHOLE, problems=(Problem("cp-1", "cause " * 60 + "end", "remedy"),))
+    show(long, wide(160))
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.rstrip() for line in lines] == lines
+    assert (lines[0].endswith("end"), lines[1]) == (True, "    remedy: remedy")
 
 
 @pytest.fixture
@@ -154,6 +206,24 @@ def test_on_a_terminal_one_screen_is_drawn_anew(directory: Path) -> None:
     assert left, "the terminal is given back"
     assert b"cannot be reached: connection refused" in after, "the last look stays"
     assert b"\x1b[1;31m" in text
+
+
+@pytest.mark.parametrize(
+    ("more", "number", "code"),
+    [([], signal.SIGHUP, -signal.SIGHUP), ([], 0, -signal.SIGPIPE), (["--json"], 0, -signal.SIGPIPE)],
+)
+def test_a_terminal_that_is_closed_is_no_bug(directory: Path, more: list[str], number: int, code: int) -> None:
+    master, slave = pty.openpty()
+    with watching(directory, *more, stdout=slave, NO_COLOR="", TMPDIR=str(directory)) as process:
+        os.close(slave)
+        read_until(master, b'"healthy"' if more else b"look 1")
+        os.close(master)
+        if number:
+            process.send_signal(number)
+        assert process.wait(SECONDS) == code
+        assert process.stderr is not None
+        assert b"internal error" not in process.stderr.read()
+    assert list(directory.glob("*.traceback")) == []
 
 
 @pytest.mark.parametrize("environ", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])

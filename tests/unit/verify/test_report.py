@@ -78,6 +78,10 @@ def test_junit_counts_a_blocked_check_as_an_error_and_survives_any_text() -> Non
 def test_printable_keeps_lines_and_drops_control_characters() -> None:
     assert printable("a\tb\nc é …") == "a\tb\nc é …"
     assert printable("\x1b[2J\x00") == "\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}"
+    assert (
+        printable("\x7f\x80\x9b2J\udc9b\ufffe\xa0")
+        == "\N{REPLACEMENT CHARACTER}" * 3 + "2J" + "\N{REPLACEMENT CHARACTER}" * 2 + "\xa0"
+    )
 
 
 @pytest.mark.parametrize("width", [60, 200])

@@ -72,9 +72,11 @@ def _library() -> SimpleNamespace:
     """The official client's core, imported at the first use, which `--help` need not pay."""
     with _IMPORTING:
         from kubernetes.client import ApiClient, ApiException, Configuration  # noqa: PLC0415
-        from urllib3.exceptions import HTTPError  # noqa: PLC0415
+        from urllib3.exceptions import HTTPError, TimeoutError  # noqa: A004, PLC0415 - the library's own
 
-    return SimpleNamespace(ApiClient=ApiClient, ApiException=ApiException, Configuration=Configuration, HTTPError=HTTPError)
+    return SimpleNamespace(
+        ApiClient=ApiClient, ApiException=ApiException, Configuration=Configuration, HTTPError=HTTPError, TimeoutError=TimeoutError
+    )
 
 
 def _exec_library() -> SimpleNamespace:
@@ -89,6 +91,10 @@ def _exec_library() -> SimpleNamespace:
 
 class _NoAnswerError(Exception):
     """A control plane did not answer at all; another one may."""
+
+
+class _SilentError(_NoAnswerError):
+    """It had all the time there was: asked again, it would take as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,12 +381,17 @@ class ClusterApi:
 
         def attempt() -> Response:
             failures: dict[str, str] = {}
+            silent = set[str]()
             # a second round for a connection that broke just now; what was sent by POST may have been done already
             for node in self._order() * (1 if method == "POST" else 2):
+                if node.name in silent:
+                    continue
                 try:
                     response = self._send(node, call, timeout)
                 except _NoAnswerError as error:
                     failures[node.name] = f"{node.name}: {error}"
+                    if isinstance(error, _SilentError):
+                        silent.add(node.name)
                     continue
                 self._current = node
                 if response.status in passing and not path.endswith("/proxy") and "/proxy/" not in path:
@@ -428,7 +439,10 @@ class ClusterApi:
             raw = answer.read()
         except (self._library.HTTPError, self._library.ApiException, OSError) as error:
             # what the machine said about the connection tells more than the end of file that it became on this side
-            raise _NoAnswerError(endpoint.forward.error or _readable(error)) from None
+            kind = (
+                _SilentError if any(isinstance(cause, self._library.TimeoutError) for cause in _causes(error)) else _NoAnswerError
+            )
+            raise kind(endpoint.forward.error or _readable(error)) from None
         return Response(node=node.name, status=int(answer.status), body=raw)
 
     def _endpoint(self, node: Node) -> _Endpoint:

@@ -240,6 +240,19 @@ def test_when_none_answers_each_is_named_with_its_reason(api: ClusterApi, server
     assert "kube-apiserver" in caught.value.hint
 
 
+def test_who_was_silent_for_all_the_time_is_not_asked_again(api: ClusterApi, servers: list[Server]) -> None:
+    """An apiserver whose etcd is gone takes the request and says nothing: twice the time for each would be a minute of three."""
+    goes_on = threading.Event()
+    for server in servers:
+        server.answer = lambda *_: (200, {"items": []}) if goes_on.wait(60) else (500, b"")
+    try:
+        with pytest.raises(ClusterApiError, match="no control plane answers"):
+            api.items("/api/v1/nodes", timeout=1)
+        assert [len(server.asked) for server in servers] == [1, 1]
+    finally:
+        goes_on.set()
+
+
 def test_a_state_that_passes_is_waited_for(api: ClusterApi, servers: list[Server]) -> None:
     answers = [(503, {"message": "etcdserver: leader changed"}), (429, {"message": "slow down"}), (200, {"items": []})]
     servers[0].answer = lambda *_: answers.pop(0)

@@ -80,9 +80,10 @@ integration: system-test venv ## Parts against real servers and lab machines
 e2e: system-test venv ## Real clusters on lab machines, through the command line
 	@$(BIN)/pytest tests/e2e $(ARGS)
 
-# In three parts. Hermetic tests side by side, on every core; parts against real servers and a few machines; clusters, one after the
-# other, for they share the machine. Beside the first two runs the drill that does little but wait. `-o testpaths` and no path: so
-# tests/conftest.py sees a whole run, in which every end-to-end test must have its turn.
+# In three parts. Hermetic tests side by side, on every core; parts against real servers and a few machines, and beside these two the
+# drill that does little but wait; clusters, in two halves side by side, for they wait half of their time: tests that share one
+# cluster, and those with clusters of their own (tests/e2e/conftest.py). `-o testpaths` and no path: so tests/conftest.py sees a whole
+# run, in which every end-to-end test must have its turn.
 .PHONY: test
 test: system-test venv lint ## Lint and every test, the real clusters included
 	@log=$$(mktemp); failed=""; \
@@ -93,7 +94,12 @@ test: system-test venv lint ## Lint and every test, the real clusters included
 	wait $$drill || failed="$$failed drill"; \
 	cat "$$log"; rm -f "$$log"; \
 	[[ -z $$failed ]] || { echo "test: failed:$$failed" >&2; exit 1; }
-	@$(BIN)/pytest -o testpaths=tests/e2e --durations=30 --durations-min=10 --junitxml=$(RESULTS)/e2e.xml $(ARGS)
+	@log=$$(mktemp); failed=""; half="$(BIN)/pytest -o testpaths=tests/e2e --durations=30 --durations-min=10"; \
+	E2E_HALF=own $$half --junitxml=$(RESULTS)/e2e-own.xml $(ARGS) >"$$log" 2>&1 & own=$$!; \
+	E2E_HALF=shared $$half --junitxml=$(RESULTS)/e2e-shared.xml $(ARGS) || failed=" shared"; \
+	wait $$own || failed="$$failed own"; \
+	cat "$$log"; rm -f "$$log"; \
+	[[ -z $$failed ]] || { echo "test: failed:$$failed" >&2; exit 1; }
 
 .PHONY: drills
 drills: system-test venv ## What high availability costs when machines vanish: the full form (30 minutes), into bench/results

@@ -26,6 +26,10 @@ from provisioner.workspace import Workspace
 # Minutes of waiting: by `make drill-certs`, and in short by `make test` beside other tests.
 collect_ignore = [] if os.environ.get("EXPIRY") else ["test_expiry.py"]
 
+# `make test` runs two halves side by side: the files whose tests share one cluster (the fixture `ha`), and those with their own.
+HALVES = ("shared", "own")
+HALF = os.environ.get("E2E_HALF", "")
+
 PROVISIONER = Path(sys.executable).parent / "provisioner"
 # Deadlines of whole commands: generous, for the machine that runs the tests may be slow and busy.
 SECONDS = 1800.0
@@ -166,9 +170,15 @@ def real_lab(directory: Path, name: str, shape: Sequence[str], *, built: bool) -
             yield Real(name, directory, cluster, workspace, connections, done)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The drills last: one that fails may leave the shared cluster broken."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
+    """The drills last: one that fails may leave the shared cluster broken. With ``E2E_HALF``, without the other half."""
+    if HALF not in ("", *HALVES):
+        raise pytest.UsageError(f"E2E_HALF={HALF}: {' or '.join(HALVES)}")
     items.sort(key=lambda item: item.path.name == "test_drills.py")
+    shared = {item.path for item in items if "ha" in item.fixturenames}
+    out = [item for item in items if HALF and (item.path in shared) is not (HALF == "shared")]
+    items[:] = [item for item in items if item not in out]
+    config.hook.pytest_deselected(items=out)
 
 
 @pytest.fixture(scope="session")

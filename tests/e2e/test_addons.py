@@ -203,6 +203,16 @@ def test_verify_fails_without_metrics_and_apply_mends_it(site: tuple[Real, Regis
     assert (api.get(storage) or {})["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"] == "true"
 
 
+def test_the_cas_are_replaced_under_them(site: tuple[Real, Registry, str]) -> None:
+    """metrics-server is believed by its certificate, and believes the kubelets' and the API servers'."""
+    real, _, _ = site
+    done = real.cli("certs", "rotate-ca", "--yes")
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert real.plan() == []
+    shown = real.cli("kubectl", "top", "nodes", "--no-headers")
+    assert {line.split()[0] for line in shown.stdout.splitlines()} == {"cp-1", "worker-1"}, shown.stderr
+
+
 def test_what_is_off_goes_and_data_stays(site: tuple[Real, Registry, str], api: ClusterApi) -> None:
     real, registry, head = site
     claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "kept", "namespace": "default"}}

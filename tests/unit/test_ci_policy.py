@@ -36,6 +36,28 @@ def run(directory: Path, files: dict[str, str], *arguments: str, ci: str = "true
     return done.returncode, done.stdout
 
 
+def collected(half: str) -> set[str]:
+    """The end-to-end tests of a half, as pytest names them."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "--color=no", "-o", "testpaths=tests/e2e"],
+        cwd=CONFTEST.parents[1],
+        env={**os.environ, "E2E_HALF": half},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return {line for line in done.stdout.splitlines() if "::" in line} if done.returncode == 0 else set()
+
+
+def test_two_halves_are_all_end_to_end_tests() -> None:
+    whole, shared, own = (collected(half) for half in ("", "shared", "own"))
+    assert shared | own == whole
+    assert not shared & own
+    assert min(len(shared), len(own)) > len(whole) / 4, "they are to take about as long"
+    assert collected("left") == set(), "no such half"
+
+
 def last_line(output: str) -> str:
     return output.strip().splitlines()[-1]
 

@@ -115,6 +115,20 @@ def api_proxy(host: HostContext) -> dict[str, object]:
     }
 
 
+# Of a disk that is the host's, a share says nothing: 15 % of a large one is more than a cluster ever fills, and others fill it, too.
+# All of the defaults have to be named: https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/#hard-eviction-thresholds
+_HOSTS_DISK: Mapping[str, object] = {
+    "evictionHard": {
+        "memory.available": "100Mi",
+        "nodefs.available": "1Gi",
+        "nodefs.inodesFree": "5%",
+        "imagefs.available": "1Gi",
+        "imagefs.inodesFree": "5%",
+    },
+    "imageGCHighThresholdPercent": 100,
+}
+
+
 def kubelet(host: HostContext) -> dict[str, object]:
     """https://kubernetes.io/docs/reference/config-api/kubelet-config.v1beta1/"""
     cluster, defaults = host.cluster, role_defaults("kubelet")
@@ -131,6 +145,8 @@ def kubelet(host: HostContext) -> dict[str, object]:
         detected["failSwapOn"] = False
     if not host.traits.can_lower_oom:
         detected["oomScoreAdj"] = 0
+    if host.traits.container:
+        detected.update(_HOSTS_DISK)
     reserved: dict[str, object] = {}
     if cluster.kubelet.system_reserved:
         reserved["systemReserved"] = cluster.kubelet.system_reserved

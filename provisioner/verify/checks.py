@@ -13,7 +13,8 @@ CHECKS: tuple[Check, ...] = (
     Check("nodes", "the Nodes are those of cluster.yaml, Ready, of its version", SMOKE, nodes.node_set),
     Check("apiservers", "each apiserver is ready", SMOKE, nodes.apiservers),
     Check("etcd", "etcd: members healthy, one leader, the same data", SMOKE, etcd.members, seconds=15),
-    Check("controllers", "controller-manager and scheduler lead and answer", SMOKE, nodes.controllers, seconds=15),
+    # who has died leads for 15 s more (--leader-elect-lease-duration)
+    Check("controllers", "controller-manager and scheduler lead and answer", SMOKE, nodes.controllers, seconds=30),
     Check("kubelets", "each kubelet answers the apiserver", SMOKE, nodes.kubelets),
     Check("api-paths", "the API answers on each host by proxy and ClusterIP", SMOKE, nodes.api_paths),
     Check("virtual-address", "one control plane holds the virtual address, and the API answers there", SMOKE, nodes.virtual_address,

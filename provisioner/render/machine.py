@@ -115,7 +115,7 @@ def api_proxy(host: HostContext) -> dict[str, object]:
     }
 
 
-# Of a disk that is the host's, a share says nothing: 15 % of a large one is more than a cluster ever fills, and others fill it, too.
+# Of a disk that is the host's, a share says nothing: 15 % of a large one is more than a cluster ever fills, and others fill it.
 # All of the defaults have to be named: https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/#hard-eviction-thresholds
 _HOSTS_DISK: Mapping[str, object] = {
     "evictionHard": {

@@ -123,7 +123,7 @@ drill-power-cut: system venv ## SIGKILL for all machines of a QEMU cluster at on
 	@$(BIN)/python -m tests.power $(ARGS)
 
 .PHONY: drill-vagrant
-drill-vagrant: system venv ## `vagrant up`, a cluster on its machines, and all of it gone again: figures into bench/results (root; half an hour)
+drill-vagrant: system venv ## `vagrant up`, a cluster on its machines, and all of it gone again: figures into bench/results (root; ten minutes, more the first time)
 	@tools/install-packages $(QEMU_PACKAGES) $(VAGRANT_PACKAGES)
 	@$(BIN)/python -m tests.vagrant $(ARGS)
 

@@ -141,7 +141,9 @@ class Drill:
 
     def _command(self, argv: list[str], seconds: float, more: dict[str, str] | None = None) -> tuple[int, str, float]:
         """Exit code, output, seconds."""
-        shown = " ".join(argv).replace(str(Path.home()), "~")
+        # no one needs to know whose home it is, as the log goes into the repository
+        home = str(Path.home())
+        shown = " ".join(argv).replace(home, "~")
         self._say(f"$ {shown}")
         began = time.monotonic()
         try:
@@ -151,7 +153,7 @@ class Drill:
         spent = round(time.monotonic() - began, 1)
         # carriage returns: Vagrant's progress bars
         lines = [line for line in done.stdout.replace("\r", "\n").splitlines() if line.strip() and "Progress: " not in line]
-        self.log += [f"    {line}" for line in lines]
+        self.log += [f"    {line.replace(home, '~')}" for line in lines]
         self._say(f"exit code {done.returncode} after {spent} s")
         return done.returncode, "\n".join(lines), spent
 

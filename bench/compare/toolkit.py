@@ -88,10 +88,13 @@ class Race:
 
 
 def journal(path: Path, began: dt.datetime) -> dict[str, Any]:
-    """What the toolkit itself has written down: seconds per phase, tasks per host, seconds per task, the end of each phase."""
+    """What the toolkit itself has written down since ``began``: seconds per phase, tasks per host and their seconds, the end of each
+    phase."""
     if not path.exists():
         return {}
-    events: list[Mapping[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
+    lines: list[Mapping[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
+    # runs before this one have left theirs
+    events = [event for event in lines if dt.datetime.fromisoformat(event["time"]) >= began]
     tasks: dict[str, Counter[str]] = defaultdict(Counter)
     task_seconds: Counter[str] = Counter()
     found: dict[str, Any] = {"phase_done_s": {}, "tasks": tasks, "task_seconds": task_seconds}

@@ -88,8 +88,7 @@ class Race:
 
 
 def journal(path: Path, began: dt.datetime) -> dict[str, Any]:
-    """What the toolkit itself has written down since ``began``: seconds per phase, tasks per host and their seconds, the end of each
-    phase."""
+    """What the toolkit itself has written down since ``began``: seconds and end of each phase, tasks per host, seconds per task."""
     if not path.exists():
         return {}
     lines: list[Mapping[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
